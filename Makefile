@@ -1,0 +1,53 @@
+# Every target builds .venv first when it is missing; a second run does nothing twice.
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.installed
+DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/demo/runs
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo bench table test check format
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## build .venv with the locked versions (make setup PYTHON=python3.12)
+
+# $(call require_python,interpreter,remedy)
+define require_python
+@$(1) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit( \
+"$(1) is Python %d.%d.%d; this project needs 3.11 or newer: $(2)" % v[:3])'
+endef
+
+.venv/bin/pip:
+	$(call require_python,$(PYTHON),make setup PYTHON=python3.11)
+	$(PYTHON) -m venv .venv
+
+$(STAMP): requirements.lock pyproject.toml | .venv/bin/pip
+	$(call require_python,$(PY),rm -r .venv; make setup PYTHON=python3.11)
+	$(PY) -m pip install -r requirements.lock
+	$(PY) -m pip install --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## train a small model offline with four estimators and print the table (minutes)
+	$(DEMO_RUN) estimator=full
+	$(DEMO_RUN) estimator=crs,wtacrs budget=0.3
+	$(DEMO_RUN) estimator=deterministic,wtacrs budget=0.1
+	HF_HUB_OFFLINE=1 $(PY) -m experiments.tables outputs/demo/runs --output outputs/demo/table
+
+bench: $(STAMP) ## measure time and bytes of one sampled layer
+	$(PY) -m experiments.bench
+
+table: $(STAMP) ## rebuild results/tables from results/runs
+	$(PY) -m experiments.tables results/runs --output results/tables/runs
+
+test: $(STAMP) ## run the tests, without network
+	HF_HUB_OFFLINE=1 $(PY) -m pytest
+
+check: $(STAMP) ## lint, formatting and types; edits nothing
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(STAMP) ## sort imports, apply safe fixes and reformat; edits files
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
