@@ -1,0 +1,252 @@
+"""A task's config node -> tokenised training and validation sets.
+
+Where the data come from is said in the config and nowhere else: `source: digits` is inside
+scikit-learn; `source: glue` is a folder in the standard GLUE layout when `data_dir` is given and
+the hub when it is not. What a file looks like is data too: a new task is a new YAML file. A row
+that the reader does not understand stops the run with its path and line, because a row skipped or
+guessed would change every number in the table without a trace.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+from omegaconf import OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from experiments.errors import UserError
+
+Task = Mapping[str, Any]
+
+
+class TaskError(UserError):
+    """A task's data or settings cannot be used; the message says which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The tokenised task; rows are not padded, since padding a batch is the collator's work."""
+
+    train: Dataset  # input_ids, attention_mask, (token_type_ids,) labels, sample_ids
+    validation: dict[str, Dataset]  # first key "validation"; the same columns without sample_ids
+    num_labels: int  # 1 for regression
+    regression: bool
+    max_tokens: int  # of the longest training row, after truncation
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows before tokenisation: `inputs` are sentences (one or two a row) or pixel tokens."""
+
+    inputs: list[list[Any]]
+    labels: list[Any]
+
+
+def load_task(config: Task, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> TaskData:
+    """Read, check, cut and tokenise the task of the config node `task`.
+
+    `tokenizer` may be None for digits, whose pixels are their own token ids. `sample_ids` is a
+    row's position 0..N-1 in the training set used. With `max_train_rows` below the file's rows,
+    that set is the first rows of one fixed shuffle, whatever `seed` is: subsets of different sizes
+    are nested, and runs that differ in their seed see the same data. So `seed` has no effect on
+    any task here; it is for one that would draw its data at random.
+
+    Raises TaskError for settings and data that break a rule, and when the hub cannot be reached.
+    """
+    task = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    _check_settings(task, tokenizer)
+    if task["source"] == "digits":
+        splits = _read_digits()
+    elif task["data_dir"] is not None:
+        splits = _read_folder(task)
+    else:
+        splits = _read_hub(task)
+    train = _encode(_subset(splits.pop("train"), task["max_train_rows"]), task, tokenizer)
+    train = train.add_column("sample_ids", np.arange(len(train)))
+    return TaskData(
+        train=train,
+        validation={name: _encode(split, task, tokenizer) for name, split in splits.items()},
+        num_labels=1 if task["labels"] is None else len(task["labels"]),
+        regression=task["labels"] is None,
+        max_tokens=pc.max(pc.list_value_length(train.data.column("input_ids"))).as_py(),
+    )
+
+
+def _check_settings(task: Task, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    if task["source"] not in ("glue", "digits"):
+        raise TaskError(f"task.source={task['source']!r} is unknown; choose glue or digits.")
+    rows, length, least = task["max_train_rows"], task["max_length"], 2
+    if rows is not None and (type(rows) is not int or rows < 1):
+        raise TaskError(
+            f"task.max_train_rows={rows!r} must be an integer >= 1; null takes every row."
+        )
+    if task["source"] == "glue":
+        if tokenizer is None:
+            raise TaskError(
+                f"task {task['name']!r} is text, which tokenizer=None cannot read; choose a"
+                " model with a tokenizer, or task=digits."
+            )
+        # Below one token per sentence tokenizers give up and silently return the row uncut.
+        sentences = len(task["text"])
+        least = max(least, tokenizer.num_special_tokens_to_add(sentences == 2) + sentences)
+    if type(length) is not int or length < least:
+        raise TaskError(
+            f"task.max_length={length!r} must be an integer >= {least} for task {task['name']!r}"
+            f" (special tokens, one token a sentence, never below 2); set {least} or more."
+        )
+
+
+def _read_digits() -> dict[str, _Rows]:
+    """64 pixels 0..16 as token ids, split 80/20 by one fixed stratified draw."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    pixels, labels = digits.data.astype(np.int64), digits.target  # (1797, 64), (1797,)
+    x, x_held, y, y_held = train_test_split(
+        pixels, labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    return {
+        "train": _Rows(x.tolist(), y.tolist()),
+        "validation": _Rows(x_held.tolist(), y_held.tolist()),
+    }
+
+
+def _read_folder(task: Task) -> dict[str, _Rows]:
+    root = Path(task["data_dir"]).expanduser()
+    if not task["data_dir"] or not root.is_dir():
+        raise TaskError(
+            f"task.data_dir={task['data_dir']!r} (or GLUE_DIR) is not a folder; it must hold one"
+            " folder per GLUE task. Correct it, or leave it null to read from the hub."
+        )
+    folder = root / task["folder"]
+    for path in (folder, *(folder / name for name in task["files"].values())):
+        if not (path.is_dir() if path == folder else path.is_file()):
+            there = ", ".join(sorted(entry.name for entry in path.parent.iterdir())) or "nothing"
+            raise TaskError(
+                f"{path} is missing, and task {task['name']!r} needs it; {path.parent} holds:"
+                f" {there}. Put it there, or set task.data_dir=null to read from the hub."
+            )
+    return {split: _read_file(folder / name, task, split) for split, name in task["files"].items()}
+
+
+def _read_file(path: Path, task: Task, split: str) -> _Rows:
+    width = task["columns"]
+    lines = _lines(path, width if isinstance(width, int) else width[split])
+    for where, cells in islice(lines, 1 if task["header"] else 0):
+        _check_header(task, cells, where)
+    rows = _Rows([], [])
+    for where, cells in lines:
+        rows.inputs.append([cells[column] for column in task["text"]])
+        rows.labels.append(_label(task, cells[task["label"]], where))
+    if not rows.labels:
+        raise TaskError(f"{path} has no rows; a task needs at least one. Restore the file.")
+    return rows
+
+
+def _lines(path: Path, width: int) -> Iterator[tuple[str, list[str]]]:
+    """Each line's "path:line" and cells; a quotation mark is a plain character in GLUE."""
+    # As bytes, since text mode would break a row at a lone "\\r" too.
+    with path.open("rb") as stream:
+        for number, raw in enumerate(stream.read().splitlines(), start=1):
+            where = f"{path}:{number}"
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise TaskError(f"{where}: {error}; save the file as UTF-8.") from error
+            cells = line.removesuffix("\n").removesuffix("\r").split("\t")
+            if len(cells) != width:
+                raise TaskError(
+                    f"{where}: {len(cells)} tab-separated columns, this file must have {width}"
+                    f" (line begins {line[:60]!r}). Repair the row or download the file anew."
+                )
+            yield where, cells
+
+
+def _check_header(task: Task, cells: list[str], where: str) -> None:
+    """Refuse a first line that is a row, which skipping the header would lose without a word."""
+    try:
+        _label(task, cells[task["label"]], where)
+    except TaskError:
+        return
+    raise TaskError(
+        f"{where}: the first line must be a header, but its label column holds"
+        f" {cells[task['label']]!r}. Add the header line, or set task.header=false."
+    )
+
+
+def _label(task: Task, value: str | float, where: str) -> int | float:
+    """The model's label for a cell, which is a string in a file and a number on the hub."""
+    labels = task["labels"]
+    if labels is None:
+        low, high = task["score_range"]
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            score = float("nan")
+        if low <= score <= high:  # false for nan
+            return score
+        rule = f"score {value!r} must be a number from {low} to {high}"
+    else:
+        if value in labels:
+            return labels.index(value)
+        if isinstance(value, int) and 0 <= value < len(labels):
+            return value
+        rule = f"label {value!r} must be one of {labels}"
+    raise TaskError(f"{where}: {rule}. Repair the row or correct the task's YAML file.")
+
+
+def _read_hub(task: Task) -> dict[str, _Rows]:
+    from datasets import load_dataset
+
+    hub = task["hub"]
+    try:
+        loaded = load_dataset(hub["path"], hub["name"])
+    except Exception as error:  # offline, proxies, timeouts, gated: each has a class of its own
+        raise TaskError(
+            f"task {task['name']!r} could not be loaded from the hub ({hub['path']},"
+            f" {hub['name']}): {type(error).__name__}: {error}. Give a folder in the GLUE layout"
+            " with task.data_dir=..., or name it in the environment variable GLUE_DIR, or run"
+            " experiment=demo, which needs no download."
+        ) from error
+    splits = {}
+    for split in task["files"]:
+        table = loaded[hub.get("splits", {}).get(split, split)]
+        sentences = zip(*(table[column] for column in hub["text"]), strict=True)
+        where = f"hub {hub['path']} {hub['name']} {split}"
+        labels = [_label(task, label, f"{where}:{i}") for i, label in enumerate(table["label"])]
+        splits[split] = _Rows([list(pair) for pair in sentences], labels)
+    return splits
+
+
+def _subset(rows: _Rows, most: int | None) -> _Rows:
+    if most is None or most >= len(rows.labels):
+        return rows
+    # RandomState, not default_rng: numpy promises that only the former's stream never changes.
+    kept = np.random.RandomState(0).permutation(len(rows.labels))[:most]
+    return _Rows([rows.inputs[i] for i in kept], [rows.labels[i] for i in kept])
+
+
+def _encode(rows: _Rows, task: Task, tokenizer: PreTrainedTokenizerBase | None) -> Dataset:
+    length = task["max_length"]
+    columns: dict[str, list[Any]] = defaultdict(list)
+    if task["source"] == "digits":
+        columns["input_ids"] = [pixels[:length] for pixels in rows.inputs]
+        columns["attention_mask"] = [[1] * len(pixels) for pixels in columns["input_ids"]]
+    else:
+        # In pieces, since a tokenizer's own result is many times larger than the ids in it; and
+        # not by Dataset.map, which spends longer on hashing the tokenizer than most tasks need.
+        for start in range(0, len(rows.inputs), 1000):
+            sentences = map(list, zip(*rows.inputs[start : start + 1000], strict=True))
+            piece = tokenizer(*sentences, truncation=True, max_length=length)
+            for name, values in piece.items():
+                columns[name].extend(values)
+    return Dataset.from_dict({**columns, "labels": rows.labels})
