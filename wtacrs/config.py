@@ -1,0 +1,65 @@
+"""What the user decides about sampling: one frozen, validated object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from wtacrs.estimators import check_budget, check_estimator
+
+Pattern = Sequence[str] | Callable[[str], bool]
+
+GRAD_NORM_SOURCES = ("auto", "sample", "position", "none")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the linear layers of a model are sampled.
+
+    Args:
+        estimator: a key of ``wtacrs.ESTIMATORS``, or "full" for the plain layer.
+        budget: share of the rows (batch x token) that is kept, k / n, in (0, 1].
+        include: glob patterns over qualified names, or a predicate over them. ``None`` takes every
+            linear layer inside a transformer block (a member of an ``nn.ModuleList``), which
+            leaves embeddings, pooler and head alone.
+        exclude: the same, taken away from ``include``.
+        grad_norms: where the estimate of ||dY_n|| comes from, before the backward pass.
+            "sample": the row's own norm in the previous epoch (a host table with an entry per
+            training sample and token position); "position": the running mean of its token
+            position; "auto": "sample" where the row has been seen, else "position"; "none": the
+            weights are ||X_n|| alone.
+        floor: share of the probability that is spread evenly over the valid rows, in [0, 1). Above
+            zero it keeps the estimate unbiased when a stale gradient norm is zero, and bounds
+            every scale.
+        seed: seed of the sampler's own generator.
+
+    Raises:
+        ValueError: a value outside its rule; the message names value, rule and remedy.
+    """
+
+    estimator: str = "wtacrs"
+    budget: float = 0.3
+    include: Pattern | None = None
+    exclude: Pattern = ()
+    grad_norms: str = "auto"
+    floor: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_estimator(self.estimator)
+        check_budget(self.budget)
+        if self.grad_norms not in GRAD_NORM_SOURCES:
+            raise ValueError(
+                f"grad_norms={self.grad_norms!r} is unknown; "
+                f"choose one of {', '.join(GRAD_NORM_SOURCES)}"
+            )
+        if not 0.0 <= self.floor < 1.0:
+            raise ValueError(
+                f"floor={self.floor} is outside [0, 1); 0.01 is the default, 0 switches it off"
+            )
+        for name in ("include", "exclude"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is a string; "
+                    f"give a list of glob patterns, [{getattr(self, name)!r}], or a predicate"
+                )

@@ -1,0 +1,131 @@
+"""The swap: linear layers of any model become sampled layers in place, and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from wtacrs.config import Pattern, SamplingConfig
+from wtacrs.linear import SampledLinear
+from wtacrs.sampler import Sampler
+
+
+def sample_linears_(
+    model: nn.Module,
+    config: SamplingConfig | None = None,
+    *,
+    num_samples: int | None = None,
+    max_tokens: int | None = None,
+) -> Sampler:
+    """Replace linear layers of ``model`` by ``SampledLinear``, in place.
+
+    Parameters are shared, not copied: state-dict keys, tying, ``requires_grad``, device and an
+    optimizer that was made before all stay as they are.
+
+    Args:
+        model: any module. By default every trainable ``nn.Linear`` in its transformer blocks (the
+            members of an ``nn.ModuleList``) is taken; ``config.include`` chooses otherwise.
+        config: what is sampled and how; ``SamplingConfig()`` by default.
+        num_samples: size of the training set, and
+        max_tokens: longest sequence in it; with both, gradient norms are kept per training sample
+            in a table of num_samples * max_tokens * 2 bytes for each distinct layer input.
+
+    Returns:
+        The ``Sampler`` of the model.
+
+    Raises:
+        ValueError: no layer matches (lists those there are), or the model is sampled already.
+    """
+    config = config or SamplingConfig()
+    linears = {name: module for name, module, _ in _linears(model)}
+    sampled = next((name for name, m in linears.items() if isinstance(m, SampledLinear)), None)
+    if sampled is not None:
+        raise ValueError(f"{sampled!r} is sampled already; call restore_linears_(model) first")
+    inside_blocks = {name for name, _, inside in _linears(model) if inside}
+    skipped = {}
+    for name, module in linears.items():
+        reason = _reason_to_skip(name, module, config, name in inside_blocks)
+        if reason is not None:
+            skipped[name] = reason
+    names = [name for name in linears if name not in skipped]
+    if not names:
+        listed = "\n".join(f"  {name}: {why}" for name, why in [*skipped.items()][:20])
+        raise ValueError(
+            f"no linear layer matches include={config.include!r}, exclude={config.exclude!r}. "
+            f"Linear layers of this {type(model).__name__} ({len(skipped)}):\n"
+            f"{listed or '  none'}\nGive include=['*'] or glob patterns over these names."
+        )
+    sampler = Sampler(config, names, skipped, num_samples, max_tokens)
+    layers = {id(linears[name]): _sampled(linears[name], name, sampler) for name in names}
+    _replace(model, layers)
+    return sampler
+
+
+def restore_linears_(model: nn.Module) -> None:
+    """Turn every ``SampledLinear`` of ``model`` back into ``nn.Linear``, in place."""
+    layers: dict[int, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, SampledLinear):
+            plain = layers[id(module)] = _recast(module, nn.Linear)
+            del plain.sampler, plain.name
+    _replace(model, layers)
+
+
+def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
+    """(qualified name, layer, is it inside a block) of each linear layer, shared ones once."""
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    prefixes = tuple(f"{name}." if name else "" for name in lists)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            yield name, module, name.startswith(prefixes)
+
+
+def _reason_to_skip(
+    name: str, module: nn.Module, config: SamplingConfig, inside_block: bool
+) -> str | None:
+    if config.include is None and not inside_block:
+        return "outside the transformer blocks"
+    if config.include is not None and not _matches(name, config.include):
+        return "not included"
+    if _matches(name, config.exclude):
+        return "excluded"
+    if type(module) is not nn.Linear:
+        return f"{type(module).__name__} computes in its own way"
+    if not module.weight.requires_grad:
+        return "frozen: it saves nothing"
+    if not name:
+        return "the model itself: nothing holds it that could hold another layer"
+    return None
+
+
+def _matches(name: str, pattern: Pattern) -> bool:
+    if callable(pattern):
+        return bool(pattern(name))
+    return any(fnmatchcase(name, glob) for glob in pattern)
+
+
+def _recast(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
+    """A module of class ``cls`` with the very parameters, hooks and attributes of ``module``."""
+    new = cls.__new__(cls)
+    # Copies of the dictionaries, so that changing one module leaves the other alone.
+    new.__dict__.update(
+        {k: copy.copy(v) if isinstance(v, dict) else v for k, v in module.__dict__.items()}
+    )
+    return new
+
+
+def _sampled(module: nn.Module, name: str, sampler: Sampler) -> nn.Module:
+    layer = _recast(module, SampledLinear)
+    layer.sampler, layer.name = sampler, name  # type: ignore[assignment]
+    return layer
+
+
+def _replace(model: nn.Module, layers: dict[int, nn.Module]) -> None:
+    """Put ``layers[id(old)]`` wherever ``old`` is held, also where it is held twice."""
+    for parent in [*model.modules()]:
+        for key, child in [*parent._modules.items()]:
+            if id(child) in layers:
+                parent._modules[key] = layers[id(child)]

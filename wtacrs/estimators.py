@@ -1,0 +1,201 @@
+"""Column-row sampling: which k of n rows stand for the sum over all of them, and at what scale.
+
+A matrix product is a sum of n outer products, A^T B = sum_n A_n (x) B_n. Each estimator below picks
+k row indices and a scale for each, so that sum_j scale_j * A_[j] (x) B_[j] estimates that sum.
+Every one but ``deterministic`` is unbiased for any probabilities, as long as every row with a
+non-zero outer product has p_n > 0; the probabilities only move the variance.
+
+All of it is static in shape and free of host synchronisation: k comes from the shape, the number
+of winners stays a tensor. Masses are summed in float64, from the smallest row upwards, because
+1 - prefix loses all digits just where winners are decided.
+
+Source: WTA-CRS, arXiv 2305.15265 (Eq. 2-6); Drineas, Kannan, Mahoney 2006 for CRS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Selection(NamedTuple):
+    """The rows that are kept: ``indices`` (k,) int64 and ``scales`` (k,) floating."""
+
+    indices: Tensor
+    scales: Tensor
+
+
+# (probabilities (n,), summing to 1; k, with 1 <= k < n; generator) -> Selection
+Estimator = Callable[[Tensor, int, torch.Generator], Selection]
+
+
+def _draw_slots(cumulative: Tensor, mass: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """k independent positions, each with probability proportional to its step in ``cumulative``.
+
+    Inverse transform instead of ``torch.multinomial``, which stops the device to check its input.
+    Positions of zero probability have no step and are never drawn.
+    """
+    uniform = torch.rand(k, dtype=cumulative.dtype, device=cumulative.device, generator=generator)
+    positions = torch.searchsorted(cumulative, uniform * mass, right=True)
+    return positions.clamp(max=cumulative.numel() - 1)  # rounding, or a NaN mass
+
+
+def uniform(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
+    """k rows with replacement, all m rows of positive probability alike; scale m / k."""
+    positive = (probabilities > 0).double()
+    m = positive.sum()
+    indices = _draw_slots(positive.cumsum(0), m, k, generator)
+    return Selection(indices, (m / k).to(probabilities.dtype).expand(k))
+
+
+def crs(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
+    """k rows with replacement, row n with probability p_n; scale 1 / (k p_n). Paper, Eq. 2-3."""
+    cumulative = probabilities.double().cumsum(0)
+    indices = _draw_slots(cumulative, cumulative[-1], k, generator)
+    scales = cumulative[-1] / (k * probabilities[indices].double())
+    return Selection(indices, scales.to(probabilities.dtype))
+
+
+def deterministic(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
+    """The k most probable rows at scale 1 (top-k). Biased: the paper's negative control."""
+    top = torch.topk(probabilities, k, sorted=False)
+    return Selection(top.indices, torch.ones_like(top.values))
+
+
+def count_winners(tail_mass: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The c in 0..k-1 that minimises (1 - P_c) / (k - c), and that minimum. Paper, Theorem 2.
+
+    Args:
+        tail_mass: (k,), entry c is the mass 1 - P_c left outside the c most probable rows.
+    """
+    slots = torch.arange(k, 0, -1, dtype=tail_mass.dtype, device=tail_mass.device)
+    # The minimum comes with its place: indexing by a 0-d tensor would stop to read it on the host.
+    share, c = torch.min(tail_mass / slots, dim=0)
+    return c, share
+
+
+def wtacrs(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
+    """Winner-take-all: c winners at scale 1, k - c rows drawn from the rest. Paper, Eq. 5-6.
+
+    Tail rows are drawn with replacement with probability p_n / (1 - P_c) and get the scale
+    (1 - P_c) / ((k - c) p_n).
+    """
+    n = probabilities.numel()
+    ascending, order = probabilities.sort()
+    cumulative = ascending.double().cumsum(0)  # entry n-1-c is the mass outside c winners
+    c, share = count_winners(cumulative[n - k :].flip(0), k)
+    slot = torch.arange(k, device=order.device)
+    drawn = _draw_slots(cumulative, share * (k - c), k, generator)
+    is_winner = slot < c
+    positions = torch.where(is_winner, n - 1 - slot, drawn)
+    scales = torch.where(is_winner, 1.0, share / ascending[positions].double())
+    return Selection(order[positions], scales.to(probabilities.dtype))
+
+
+#: Name -> estimator. A user's own function joins by ``ESTIMATORS["name"] = function``.
+ESTIMATORS: dict[str, Estimator] = {
+    "uniform": uniform,
+    "crs": crs,
+    "deterministic": deterministic,
+    "wtacrs": wtacrs,
+}
+
+
+def check_estimator(estimator: str) -> None:
+    """Raise ValueError, with the list of names, unless ``estimator`` is known."""
+    if estimator != "full" and estimator not in ESTIMATORS:
+        known = ", ".join(["full", *ESTIMATORS])
+        raise ValueError(f"estimator={estimator!r} is unknown; choose one of {known}")
+
+
+def check_budget(budget: float) -> None:
+    """Raise ValueError unless ``budget`` is in (0, 1]."""
+    if not 0.0 < budget <= 1.0:
+        raise ValueError(
+            f"budget={budget} is outside (0, 1]; it is the share of rows kept, for instance 0.3"
+        )
+
+
+def rows_kept(n: int, budget: float) -> int:
+    """k, the number of rows that ``budget`` keeps of n: rounded, at least one."""
+    return max(1, round(budget * n))
+
+
+def normalise(weights: Tensor) -> Tensor:
+    """Weights (n,) -> probabilities (n,). All-zero weights stay zero; NaN and inf become NaN."""
+    total = weights.double().sum()
+    total = torch.where(total == 0, torch.ones_like(total), total)
+    return (weights.double() / total).to(weights.dtype)
+
+
+def draw(estimator: str, probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
+    """``select`` without its checks: no synchronisation, and NaN passes through to the scales.
+
+    Where k reaches the number of rows with p_n > 0, any estimator keeps just those, at scale 1,
+    and gives the spare slots the scale 0: the result is then exact.
+    """
+    n = probabilities.numel()
+    if estimator == "full" or k >= n:
+        indices = torch.arange(n, device=probabilities.device)
+        return Selection(indices, torch.ones_like(probabilities) + 0 * probabilities.sum())
+    drawn = ESTIMATORS[estimator](probabilities, k, generator)
+    top = torch.topk(probabilities, k, sorted=False)
+    exact = (probabilities > 0).sum() <= k
+    indices = torch.where(exact, top.indices, drawn.indices)
+    scales = torch.where(exact, (top.values > 0).to(drawn.scales.dtype), drawn.scales)
+    return Selection(indices, scales + 0 * probabilities.sum())
+
+
+def fresh_generator(device: torch.device, seed: int | None = None) -> torch.Generator:
+    """A generator of one's own; without a seed, seeded by the operating system."""
+    generator = torch.Generator(device=device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+def select(
+    estimator: str, weights: Tensor, k: int, *, generator: torch.Generator | None = None
+) -> Selection:
+    """Pick k of n rows, and their scales, by importance.
+
+    Args:
+        estimator: "full" (all rows, k is not used) or a key of ``ESTIMATORS``.
+        weights: (n,) finite and >= 0, not necessarily normalised. Rows of weight zero are never
+            kept while another is left; if all are zero, all rows count alike.
+        k: rows to keep, 1 <= k <= n.
+        generator: source of randomness, on the device of ``weights``. Without one, a fresh
+            generator seeded by the operating system: torch's global generator is never read.
+
+    Returns:
+        Selection: ``indices`` (k,) int64, ``scales`` (k,) in float32 or better.
+
+    Raises:
+        ValueError: unknown estimator, k out of range, weights of a wrong shape or value.
+    """
+    check_estimator(estimator)
+    if weights.dim() != 1 or not weights.is_floating_point():
+        raise ValueError(
+            f"weights have shape {tuple(weights.shape)} and dtype {weights.dtype}; "
+            "give one floating-point weight for each row, shape (n,)"
+        )
+    if not 1 <= k <= weights.numel():
+        raise ValueError(
+            f"k={k} is outside 1..{weights.numel()}, the number of rows; "
+            "k = budget * n, at least one row"
+        )
+    if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+        raise ValueError(
+            f"weights hold a negative or non-finite value (minimum {weights.min().item()}, "
+            f"maximum {weights.max().item()}); weights are importances, finite and >= 0"
+        )
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    weights = torch.where(weights.sum() == 0, torch.ones_like(weights), weights)
+    if generator is None:
+        generator = fresh_generator(weights.device)
+    return draw(estimator, normalise(weights), k, generator)
