@@ -1,0 +1,1 @@
+"""The framework around the library: one module per step of a run."""

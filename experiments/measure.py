@@ -1,0 +1,111 @@
+"""What a run costs: step times while it trains, and the memory of one step after it.
+
+Memory is that of one whole training step (forward, backward, optimizer) on the longest batch of the
+training set, since that batch decides whether a run fits. It is measured after training, so that
+the optimizer's state exists and measuring changes no result.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from experiments.training import BatchFacts
+from wtacrs import Sampler
+from wtacrs.memory import PeakMemory, tensor_bytes
+
+
+class StepTimer(TrainerCallback):
+    """Wall-clock seconds of each training step, evaluation and data loading left out."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._started = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started = self._now(args.device)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds.append(self._now(args.device) - self._started)
+
+    @staticmethod
+    def _now(device: torch.device) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+
+def describe_throughput(timer: StepTimer, facts: BatchFacts, warmup_steps: int) -> dict[str, Any]:
+    """The section ``throughput`` of a record; nulls if training ended within the warm-up."""
+    seconds = np.array(timer.seconds[warmup_steps:])
+    described: dict[str, Any] = {
+        "samples_per_second": None,
+        "tokens_per_second": None,
+        "step_seconds": None,
+        "steps_timed": len(seconds),
+        "warmup_steps": warmup_steps,
+    }
+    if len(seconds):
+        tokens = torch.stack(facts.tokens[warmup_steps:]).sum().item()
+        median, p10, p90 = np.percentile(seconds, [50, 10, 90]).tolist()
+        described["samples_per_second"] = sum(facts.samples[warmup_steps:]) / seconds.sum()
+        described["tokens_per_second"] = tokens / seconds.sum()
+        described["step_seconds"] = {"median": median, "p10": p10, "p90": p90}
+    return described
+
+
+def optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """The tensors of an optimizer's state."""
+    return [v for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
+
+
+def measure_memory(
+    trainer: Trainer, model: PreTrainedModel, rows: list[Any], sampler: Sampler | None
+) -> dict[str, Any]:
+    """The section ``memory`` of a record: one training step on the batch ``rows``.
+
+    ``saved_bytes`` is what is alive when the forward pass ends and was not before it: activations,
+    and the loss. ``peak_bytes`` counts parameters, optimizer state and gradients too.
+    """
+    device, optimizer = trainer.args.device, trainer.optimizer
+    assert optimizer is not None
+    batch = {key: value.to(device) for key, value in trainer.data_collator(rows).items()}
+    parameters, state = list(model.parameters()), optimizer_tensors(optimizer)
+    optimizer.zero_grad(set_to_none=True)
+    alive = [*parameters, *model.buffers(), *state, *batch.values()]
+    saved = 0
+    with PeakMemory(device, alive) as memory:
+        before = memory.current_bytes
+
+        def forward_ended(*_: Any) -> None:
+            nonlocal saved
+            saved = memory.current_bytes - before
+
+        hook = model.register_forward_hook(forward_ended)
+        trainer.training_step(trainer.model_wrapped, batch)
+        hook.remove()
+        gradients = tensor_bytes(p.grad for p in parameters if p.grad is not None)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {
+        "device": device_name(device),
+        "method": memory.method,
+        "peak_bytes": memory.peak_bytes,
+        "reserved_bytes": memory.reserved_bytes,
+        "parameter_bytes": tensor_bytes(parameters),
+        "gradient_bytes": gradients,
+        "optimizer_bytes": tensor_bytes(state),
+        "saved_bytes": saved,
+        "host_cache_bytes": 0 if sampler is None else sampler.grad_norms.host_bytes,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """"cpu", or the name of the card."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

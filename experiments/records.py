@@ -1,0 +1,110 @@
+"""A run's record: one JSON file that stands alone (ARCHITECTURE section 7).
+
+Units are in the key. What is unknown is null. A failure is a record too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UserError
+
+# Where things lie and how they are shown does not change what is computed.
+NOT_HASHED = {
+    "": ("results_dir", "overwrite", "logging"),
+    "task": ("data_dir",),
+    "training": ("progress", "checkpoint_steps"),
+}
+
+
+class RecordError(UserError):
+    """A record that cannot be read or a folder that cannot be written."""
+
+
+@dataclass
+class RunRecord:
+    """What is known of a run. Sections are None until they are measured."""
+
+    status: str  # completed | failed | out_of_memory | interrupted
+    config: dict[str, Any]
+    error: dict[str, str] | None = None  # type, message
+    metrics: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
+    throughput: dict[str, Any] | None = None
+    sampling: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def config_hash(config: dict[str, Any], without: tuple[str, ...] = ()) -> str:
+    """Eight hex digits over the resolved config, paths and display left out."""
+    kept = {key: dict(v) if isinstance(v, dict) else v for key, v in config.items()}
+    for section, keys in NOT_HASHED.items():
+        target = kept if section == "" else kept.get(section, {})
+        for key in keys:
+            target.pop(key, None)
+    for key in without:
+        kept.pop(key, None)
+    text = json.dumps(kept, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def record_path(config: dict[str, Any]) -> Path:
+    """The file of a run: its name says what it is, the hash tells apart what the name does not."""
+    names = [config[group]["name"] for group in ("task", "model", "tuning", "estimator")]
+    stem = "-".join([*names, f"b{config['budget']:g}", f"s{config['seed']}", config_hash(config)])
+    return Path(config["results_dir"]) / f"{stem}.json"
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a record.
+
+    Raises:
+        RecordError: not a valid record; the file is left as it is.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return RunRecord(**content)
+    except (OSError, ValueError, TypeError) as error:
+        raise RecordError(
+            f"{path} is not a valid record ({error}); it is left alone. Look at it, then delete "
+            "it or run again with overwrite=true"
+        ) from error
+
+
+def write_record(record: RunRecord, path: Path) -> None:
+    """Write atomically: a reader sees the old record or the new one, never a part."""
+    text = json.dumps(asdict(record), indent=2, allow_nan=False, ensure_ascii=False)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide records from colleagues
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def check_writable(folder: Path) -> None:
+    """Make the results folder and try it, before any work.
+
+    Raises:
+        RecordError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RecordError(
+            f"results_dir={folder} cannot be written ({error.strerror}); "
+            "choose another folder: results_dir=..."
+        ) from error

@@ -1,0 +1,148 @@
+"""One run: config -> record. The whole main job on one screen.
+
+compose and validate -> load data and model -> tune -> sample -> train -> evaluate -> measure ->
+write the record. A run that has a completed record is skipped; one that failed or was cut off is
+run again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from experiments import measure, training, tuning
+from experiments.errors import UserError
+from experiments.models import load_model, load_tokenizer
+from experiments.provenance import provenance
+from experiments.records import RunRecord, check_writable, read_record, record_path, write_record
+from experiments.report import show
+from experiments.tasks import load_task
+
+CHECKPOINTS = Path("outputs/checkpoints")
+
+
+class RunError(RuntimeError):
+    """The run did not complete; its record, if it got that far, says why."""
+
+
+def run(config: DictConfig) -> RunRecord:
+    """Carry out the run that ``config`` describes, or return the record it has already.
+
+    Raises:
+        RunError: bad input (nothing was trained), or a failure (recorded).
+        KeyboardInterrupt: after the record has been written.
+    """
+    try:
+        config = resolve(config)
+        path = record_path(OmegaConf.to_container(config))  # type: ignore[arg-type]
+        check_writable(path.parent)
+        done = existing(path, config.overwrite)
+    except UserError as error:
+        raise RunError(str(error)) from error
+    if done is not None:
+        print(f"skipped, completed before: {path}")
+        return done
+    record = RunRecord("failed", OmegaConf.to_container(config), provenance=provenance())  # type: ignore[arg-type]
+    started = time.perf_counter()
+    try:
+        carry_out(config, record, CHECKPOINTS / path.stem)
+        record.status = "completed"
+    except BaseException as error:
+        record.status = status_of(error)
+        record.error = {"type": type(error).__name__, "message": str(error)}
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        if record.status == "failed" and not isinstance(error, UserError):
+            traceback.print_exc()
+        raise RunError(f"{record.error['message'] or record.error['type']} ({path})") from error
+    finally:
+        record.provenance["seconds"] = time.perf_counter() - started
+        write_record(record, path)
+    show(record, path)
+    return record
+
+
+def resolve(config: DictConfig) -> DictConfig:
+    """The config with every interpolation resolved and its values checked.
+
+    Raises:
+        UserError: a value outside its rule.
+    """
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[assignment]
+    tuning.sampling_config(config)
+    if config.estimator.name == "full":
+        config.budget = 1.0  # so that a sweep over budgets trains the baseline once
+    for name in ("batch_size", "eval_batch_size", "epochs"):
+        if config.training[name] <= 0:
+            raise UserError(f"training.{name}={config.training[name]} must be above 0")
+    for name, choices in (("precision", ("fp32", "bf16")), ("device", ("auto", "cpu"))):
+        if config.training[name] not in choices:
+            raise UserError(
+                f"training.{name}={config.training[name]!r} is unknown; "
+                f"choose {' or '.join(choices)}"
+            )
+    return config
+
+
+def existing(path: Path, overwrite: bool) -> RunRecord | None:
+    """The completed record at ``path``, if the run need not be done again."""
+    if overwrite or not path.exists():
+        return None
+    record = read_record(path)
+    if record.status == "completed":
+        return record
+    print(f"running again, it was {record.status}: {path}")
+    return None
+
+
+def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
+    """Load, train, measure; fills the sections of ``record`` as they become known."""
+    set_seed(config.seed)  # the new head, dropout and the order of the data
+    tokenizer = load_tokenizer(config.model)
+    data = load_task(config.task, tokenizer, config.seed)
+    model = load_model(config.model, data.num_labels, data.regression)
+    tuning.tune(model, config.tuning)
+    sampler = tuning.sample(model, config, len(data.train), data.max_tokens)
+
+    if config.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    resume_from = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    facts, timer = training.BatchFacts(model, sampler), measure.StepTimer()
+    callbacks: list[TrainerCallback] = [timer]
+    if sampler is not None:
+        callbacks.append(training.SamplerCheckpoint(sampler, resume_from))
+    if config.logging.name == "wandb":
+        os.environ.setdefault("WANDB_PROJECT", config.logging.project)
+        os.environ.setdefault("WANDB_MODE", config.logging.mode)
+    trainer = training.build_trainer(config, model, tokenizer, data, folder, callbacks)
+    if resume_from is not None:
+        print(f"resuming from {resume_from}")
+    trained = trainer.train(resume_from_checkpoint=resume_from)
+
+    record.metrics = training.describe_metrics(config, trainer, trained.training_loss)
+    record.throughput = measure.describe_throughput(timer, facts, config.measure.warmup_steps)
+    record.sampling = tuning.describe_sampling(sampler)
+    if config.measure.memory:
+        rows = training.longest_batch(data.train, config.training.batch_size)
+        record.memory = measure.measure_memory(trainer, model, rows, sampler)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def status_of(error: BaseException) -> str:
+    """The status of a run that ended with ``error``."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    # torch has no class of its own for a failed host allocation.
+    no_host_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or no_host_memory:
+        return "out_of_memory"
+    return "failed"

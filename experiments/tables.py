@@ -1,0 +1,163 @@
+"""Records -> one Markdown and one CSV table: python -m experiments.tables results/runs.
+
+A row is an estimator and a budget; seeds are averaged, with their number and standard deviation
+beside the mean. Ratios are against the estimator "full" of the same task, model, tuning and
+settings. What is not known is shown as missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from experiments.errors import UserError
+from experiments.records import RunRecord, config_hash, read_record
+
+MIB = 2**20
+MISSING = "–"
+# What tells settings apart once estimator, budget and seed are taken away.
+GROUP = ["task", "model", "tuning", "settings"]
+
+
+def load_runs(folder: Path) -> pd.DataFrame:
+    """One row a completed record of ``folder``, sorted.
+
+    Raises:
+        UserError: the folder is missing or holds no completed record.
+        RecordError: a file in it is not a record.
+    """
+    records = [read_record(path) for path in sorted(folder.glob("*.json"))]
+    rows = [_row(record) for record in records if record.status == "completed"]
+    if not rows:
+        raise UserError(
+            f"{folder} holds no completed record ({len(records)} others); make some with "
+            f"python run.py results_dir={folder}"
+        )
+    return pd.DataFrame(rows).sort_values([*GROUP, "order", "budget", "seed"])
+
+
+def _row(record: RunRecord) -> dict[str, Any]:
+    config, memory = record.config, record.memory or {}
+    estimator = config["estimator"]["name"]
+    return {
+        "task": config["task"]["name"],
+        "model": config["model"]["name"],
+        "tuning": config["tuning"]["name"],
+        "settings": config_hash(config, without=("estimator", "budget", "seed", "measure")),
+        "estimator": estimator,
+        "order": estimator != "full",
+        "budget": config["budget"],
+        "grad_norms": config["estimator"].get("grad_norms"),
+        "seed": config["seed"],
+        "metric": (record.metrics or {}).get("main"),
+        "best": (record.metrics or {}).get("best"),
+        "last": (record.metrics or {}).get("last"),
+        "peak_bytes": memory.get("peak_bytes"),
+        "saved_bytes": memory.get("saved_bytes"),
+        "samples_per_second": (record.throughput or {}).get("samples_per_second"),
+    }
+
+
+def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean, standard deviation and number over seeds, and ratios to full."""
+    keys = [*GROUP, "metric", "estimator", "order", "budget", "grad_norms"]
+    table = (
+        runs.groupby(keys, dropna=False)
+        .agg(
+            best=("best", "mean"),
+            best_std=("best", "std"),  # of a sample: unknown for one seed
+            last=("last", "mean"),
+            last_std=("last", "std"),
+            n=("seed", "nunique"),
+            peak_bytes=("peak_bytes", "mean"),
+            saved_bytes=("saved_bytes", "mean"),
+            samples_per_second=("samples_per_second", "mean"),
+        )
+        .reset_index()
+        .sort_values([*GROUP, "order", "estimator", "budget"])
+    )
+    measures = ["peak_bytes", "saved_bytes", "samples_per_second"]
+    full = table[table["estimator"] == "full"].set_index(GROUP)[measures]
+    baseline = table[GROUP].join(full, on=GROUP)[measures]
+    for name in ("peak_bytes", "saved_bytes"):
+        table[f"{name}_full_ratio"] = baseline[name] / table[name]  # 2.0: half of full's bytes
+    table["speed_ratio"] = table["samples_per_second"] / baseline["samples_per_second"]
+    return table.drop(columns="order").reset_index(drop=True)
+
+
+def display(table: pd.DataFrame) -> pd.DataFrame:
+    """The aggregated table as text cells, in the paper's manner; scores times 100."""
+
+    def cell(value: Any, text: str) -> str:
+        return MISSING if value is None or pd.isna(value) else text.format(value)
+
+    def score(row: pd.Series, name: str) -> str:
+        mean = cell(100 * row[name], "{:.1f}")
+        return f"{mean} ± {cell(100 * row[f'{name}_std'], '{:.1f}')}"
+
+    rows = []
+    for _, row in table.iterrows():
+        full = row["estimator"] == "full"
+        rows.append(
+            {
+                "task": row["task"],
+                "model": row["model"],
+                "tuning": row["tuning"],
+                "estimator": "full" if full else f"{row['estimator']}@{row['budget']:g}",
+                "metric": row["metric"],
+                "best epoch": score(row, "best"),
+                "last epoch": score(row, "last"),
+                "n": str(row["n"]),
+                "peak MiB": cell(row["peak_bytes"] / MIB, "{:.1f}"),
+                "full / peak": cell(row["peak_bytes_full_ratio"], "{:.2f}×"),
+                "saved MiB": cell(row["saved_bytes"] / MIB, "{:.1f}"),
+                "full / saved": cell(row["saved_bytes_full_ratio"], "{:.2f}×"),
+                "samples/s": cell(row["samples_per_second"], "{:.1f}"),
+                "speed": cell(row["speed_ratio"], "{:.2f}×"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def write_tables(folder: Path, output: Path) -> pd.DataFrame:
+    """Write ``output``.md and ``output``.csv from the records in ``folder``; returns the text."""
+    table = aggregate(load_runs(folder))
+    text = display(table)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    alignment = ["left" if name in _WORDS else "right" for name in text]
+    output.with_suffix(".md").write_text(
+        text.to_markdown(index=False, disable_numparse=True, colalign=alignment) + "\n"
+    )
+    table.to_csv(output.with_suffix(".csv"), index=False)
+    return text
+
+
+_WORDS = ("task", "model", "tuning", "estimator", "metric")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__)
+    parser.add_argument("records", type=Path, nargs="?", default=Path("results/runs"))
+    parser.add_argument("--output", type=Path, default=Path("results/tables/runs"))
+    options = parser.parse_args(arguments)
+    try:
+        text = write_tables(options.records, options.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    shown = Table(*text.columns)
+    for row in text.itertuples(index=False):
+        shown.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+    print(f"{options.output.with_suffix('.md')} and .csv")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Training with transformers' Trainer: its loop, our callbacks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from experiments import metrics
+from experiments.errors import UserError
+from experiments.tasks import TaskData
+from wtacrs import Sampler
+
+SAMPLER_FILE = "sampler.pt"
+
+
+class BatchFacts:
+    """A forward pre-hook: takes ``sample_ids`` out of the model's inputs, tells the sampler.
+
+    Unmodified models know no ``sample_ids``, and the Trainer hands each batch to ``forward``.
+    It also counts what training steps process: ``samples`` and non-padding ``tokens`` per step.
+    """
+
+    def __init__(self, model: PreTrainedModel, sampler: Sampler | None) -> None:
+        self.sampler = sampler
+        self.samples: list[int] = []
+        self.tokens: list[Tensor] = []  # tensors: reading them would stop the device
+        model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        sample_ids = kwargs.pop("sample_ids", None)
+        if model.training:
+            mask = kwargs["attention_mask"]
+            self.samples.append(mask.shape[0])
+            self.tokens.append(mask.sum())
+            if self.sampler is not None:
+                self.sampler.start_batch(sample_ids, mask)
+        return args, kwargs
+
+
+class SamplerCheckpoint(TrainerCallback):
+    """Saves the sampler's state beside the Trainer's own, and loads it when training resumes."""
+
+    def __init__(self, sampler: Sampler, resume_from: str | None) -> None:
+        self.sampler = sampler
+        self.resume_from = resume_from
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.resume_from is not None:
+            saved = torch.load(Path(self.resume_from, SAMPLER_FILE), weights_only=True)
+            self.sampler.load_state_dict(saved)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        torch.save(self.sampler.state_dict(), folder / SAMPLER_FILE)
+
+
+def training_arguments(config: Any, folder: Path) -> TrainingArguments:
+    """The Trainer's arguments for the resolved config of a run."""
+    t = config.training
+    steps = t.checkpoint_steps
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=t.epochs,
+        max_steps=t.max_steps,
+        per_device_train_batch_size=t.batch_size,
+        per_device_eval_batch_size=t.eval_batch_size,
+        learning_rate=t.learning_rate,
+        weight_decay=t.weight_decay,
+        warmup_steps=t.warmup_ratio,  # below 1 it is a share of all steps
+        max_grad_norm=t.max_grad_norm,
+        bf16=t.precision == "bf16",
+        use_cpu=t.device == "cpu",
+        seed=config.seed,
+        data_seed=config.seed,
+        eval_strategy="epoch",
+        logging_strategy="epoch" if config.logging.name == "none" else "steps",
+        logging_steps=10,
+        save_strategy="steps" if steps > 0 else "no",
+        save_steps=steps if steps > 0 else 500,
+        save_total_limit=1,
+        report_to=[] if config.logging.name == "none" else [config.logging.name],
+        run_name=folder.name,
+        remove_unused_columns=False,  # sample_ids are ours; BatchFacts takes them out
+        disable_tqdm=not (t.progress and sys.stderr.isatty()),
+        dataloader_pin_memory=t.device != "cpu" and torch.cuda.is_available(),
+    )
+
+
+def pad_pixels(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """The collator of a task without tokenizer: pad with token 0 and a mask."""
+    batch = {
+        key: pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True)
+        for key in ("input_ids", "attention_mask")
+    }
+    for key in rows[0].keys() - batch.keys():
+        batch[key] = torch.tensor([row[key] for row in rows])
+    return batch
+
+
+def build_trainer(
+    config: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    data: TaskData,
+    folder: Path,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """A Trainer over the task, padding each batch to its own longest sequence."""
+    names = list(config.task.metrics)
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(config, folder),
+        train_dataset=data.train,
+        eval_dataset=dict(data.validation),
+        data_collator=pad_pixels if tokenizer is None else DataCollatorWithPadding(tokenizer),
+        compute_metrics=lambda p: metrics.compute(names, np.asarray(p.predictions), p.label_ids),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)  # the report at the end says it all
+    return trainer
+
+
+def longest_batch(data: Dataset, size: int) -> list[dict[str, Any]]:
+    """The ``size`` longest training samples: the batch that decides whether a run fits."""
+    lengths = np.array([len(ids) for ids in data["input_ids"]])
+    order = np.argsort(-lengths, kind="stable")[:size]
+    return [data[int(i)] for i in order]
+
+
+def describe_metrics(config: Any, trainer: Trainer, train_loss: float) -> dict[str, Any]:
+    """The section ``metrics`` of a record, from the Trainer's log."""
+    epochs: dict[float, dict[str, Any]] = {}
+    for entry in trainer.state.log_history:
+        for key, value in entry.items():
+            for prefix in ("eval_validation_mismatched_", "eval_validation_"):
+                name = key.removeprefix(prefix)
+                if name != key and not name.endswith(("runtime", "_per_second")):
+                    at = {"epoch": entry["epoch"], "step": entry["step"]}
+                    mismatched = "mismatched_" if "mismatched" in prefix else ""
+                    epochs.setdefault(entry["step"], at)[mismatched + name] = value
+                    break
+    per_epoch = list(epochs.values())
+    main = config.task.metrics[0]
+    if not per_epoch:
+        raise UserError("training ended before any evaluation; raise training.max_steps")
+    best = max(per_epoch, key=lambda epoch: epoch[main])
+    return {
+        "main": main,
+        "best": best[main],
+        "best_epoch": best["epoch"],
+        "last": per_epoch[-1][main],
+        "per_epoch": per_epoch,
+        "train_loss": train_loss,
+    }
