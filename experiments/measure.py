@@ -107,5 +107,5 @@ def measure_memory(
 
 
 def device_name(device: torch.device) -> str:
-    """"cpu", or the name of the card."""
+    """The name of the card, or plainly cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -52,8 +52,9 @@ def load_model(config: Any, num_labels: int, regression: bool) -> PreTrainedMode
 
 
 def _from_pretrained(loader: Any, config: Any, **kwargs: Any) -> Any:
-    # The report of new head weights is expected, not news.
-    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    # That the head is new, and each weight loaded, is no news.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     if config.source == "package":
         return loader.from_pretrained(_package_folder(config), **kwargs)
     if config.source != "hub":

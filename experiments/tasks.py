@@ -55,9 +55,8 @@ def load_task(config: Task, tokenizer: PreTrainedTokenizerBase | None, seed: int
 
     `tokenizer` may be None for digits, whose pixels are their own token ids. `sample_ids` is a
     row's position 0..N-1 in the training set used. With `max_train_rows` below the file's rows,
-    that set is the first rows of one fixed shuffle, whatever `seed` is: subsets of different sizes
-    are nested, and runs that differ in their seed see the same data. So `seed` has no effect on
-    any task here; it is for one that would draw its data at random.
+    that set is the first rows of one fixed shuffle: subsets are nested and equal between seeds.
+    So `seed` changes nothing here; it is for a task that would draw its data at random.
 
     Raises TaskError for settings and data that break a rule, and when the hub cannot be reached.
     """
@@ -94,8 +93,8 @@ def _check_settings(task: Task, tokenizer: PreTrainedTokenizerBase | None) -> No
                 f"task {task['name']!r} is text, which tokenizer=None cannot read; choose a"
                 " model with a tokenizer, or task=digits."
             )
-        # Below one token per sentence tokenizers give up and silently return the row uncut.
         sentences = len(task["text"])
+        # Below this, tokenizers give up and silently return the row uncut.
         least = max(least, tokenizer.num_special_tokens_to_add(sentences == 2) + sentences)
     if type(length) is not int or length < least:
         raise TaskError(
@@ -110,10 +109,8 @@ def _read_digits() -> dict[str, _Rows]:
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    pixels, labels = digits.data.astype(np.int64), digits.target  # (1797, 64), (1797,)
-    x, x_held, y, y_held = train_test_split(
-        pixels, labels, test_size=0.2, stratify=labels, random_state=0
-    )
+    x, y = digits.data.astype(np.int64), digits.target  # (1797, 64), (1797,)
+    x, x_held, y, y_held = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
     return {
         "train": _Rows(x.tolist(), y.tolist()),
         "validation": _Rows(x_held.tolist(), y_held.tolist()),
@@ -154,9 +151,9 @@ def _read_file(path: Path, task: Task, split: str) -> _Rows:
 
 def _lines(path: Path, width: int) -> Iterator[tuple[str, list[str]]]:
     """Each line's "path:line" and cells; a quotation mark is a plain character in GLUE."""
-    # As bytes, since text mode would break a row at a lone "\\r" too.
+    # As bytes, since text mode would break a row at a lone "\r" too.
     with path.open("rb") as stream:
-        for number, raw in enumerate(stream.read().splitlines(), start=1):
+        for number, raw in enumerate(stream, start=1):
             where = f"{path}:{number}"
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")

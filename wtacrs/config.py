@@ -32,6 +32,7 @@ class SamplingConfig:
             zero it keeps the estimate unbiased when a stale gradient norm is zero, and bounds
             every scale.
         seed: seed of the sampler's own generator.
+        norm_table_limit_gib: most host memory, in GiB, for the table of "sample".
 
     Raises:
         ValueError: a value outside its rule; the message names value, rule and remedy.
@@ -44,6 +45,7 @@ class SamplingConfig:
     grad_norms: str = "auto"
     floor: float = 0.01
     seed: int = 0
+    norm_table_limit_gib: float = 4.0
 
     def __post_init__(self) -> None:
         check_estimator(self.estimator)
@@ -56,6 +58,11 @@ class SamplingConfig:
         if not 0.0 <= self.floor < 1.0:
             raise ValueError(
                 f"floor={self.floor} is outside [0, 1); 0.01 is the default, 0 switches it off"
+            )
+        if not self.norm_table_limit_gib > 0:
+            raise ValueError(
+                f"norm_table_limit_gib={self.norm_table_limit_gib} must be above 0; "
+                "to keep no table choose grad_norms='position'"
             )
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):

@@ -101,10 +101,15 @@ class GradNorms:
         source: see ``SamplingConfig.grad_norms``.
         num_samples: rows of the training set, for the per-sample table.
         max_tokens: longest sequence in it.
+        limit_gib: most host memory for the table.
     """
 
     def __init__(
-        self, source: str, num_samples: int | None = None, max_tokens: int | None = None
+        self,
+        source: str,
+        num_samples: int | None = None,
+        max_tokens: int | None = None,
+        limit_gib: float = 4.0,
     ) -> None:
         has_shape = num_samples is not None and max_tokens is not None
         if source == "sample" and not has_shape:
@@ -115,6 +120,8 @@ class GradNorms:
         self.source = source
         keeps_table = has_shape and source in ("auto", "sample")
         self.table_shape = (num_samples or 0, max_tokens or 0) if keeps_table else None
+        self.limit_gib = limit_gib
+        self._inputs: set[str] = set()
         self._means: dict[str, PositionalMean] = {}
         self._tables: dict[str, Tensor] = {}  # (num_samples, max_tokens) bf16 on the host
         self._pending: dict[str, tuple[Tensor, Tensor]] = {}  # (sample_ids, norms on the device)
@@ -134,6 +141,25 @@ class GradNorms:
             raise ValueError(
                 f"a sequence of {t} tokens is longer than the gradient-norm table's "
                 f"max_tokens={max_tokens}; truncate the data or raise max_tokens"
+            )
+
+    def expect(self, name: str) -> None:
+        """Make sure, in the first forward pass, that the table for input ``name`` will fit.
+
+        Raises:
+            ValueError: the tables of all inputs would exceed the limit.
+        """
+        if self.table_shape is None or name in self._inputs:
+            return
+        self._inputs.add(name)
+        num_samples, max_tokens = self.table_shape
+        gib = len(self._inputs) * num_samples * max_tokens * 2 / 2**30
+        if gib > self.limit_gib:
+            raise ValueError(
+                f"gradient norms of {num_samples} samples x {max_tokens} tokens x at least "
+                f"{len(self._inputs)} layer inputs in bf16 need {gib:.3g} GiB of host memory, above "
+                f"norm_table_limit_gib={self.limit_gib:g}; raise the limit, or choose "
+                "grad_norms='position', which needs almost nothing"
             )
 
     def estimate(self, name: str, batch: Batch, device: torch.device) -> Tensor | None:

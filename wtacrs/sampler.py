@@ -57,7 +57,9 @@ class Sampler:
         self.config = config
         self.names = names
         self.skipped = skipped
-        self.grad_norms = GradNorms(config.grad_norms, num_samples, max_tokens)
+        self.grad_norms = GradNorms(
+            config.grad_norms, num_samples, max_tokens, config.norm_table_limit_gib
+        )
         self.rows_seen = self.rows_kept = 0
         self._generators: dict[torch.device, torch.Generator] = {}
         self._sample_ids: Tensor | None = None
@@ -133,6 +135,7 @@ class Sampler:
             norms = self.grad_norms.estimate(name, batch, x.device)
             mask = None if batch.mask is None else batch.mask.reshape(-1)
             if self.config.grad_norms != "none":
+                self.grad_norms.expect(name)
                 record = NormRecord(lambda dy: self.grad_norms.observe(name, batch, dy))
         probabilities = row_probabilities(flat, norms, mask, self.config.floor)
         selection = draw(self.config.estimator, probabilities, k, self._generator(x.device))

@@ -164,7 +164,7 @@ def test_rows_are_truncated_and_not_padded(tmp_path):
         ("stsb", 3, b"2.5", b"nan", "score 'nan' must be a number"),
         ("rte", 3, b"a\rb", b"a\nb", "must have 4"),
         ("wnli", 2, b"He", b"\xff", "save the file as UTF-8"),
-        ("wnli", 1, b"LABEL", b"1", "must be a header, but its label column holds '1'"),
+        ("mrpc", 1, b"LABEL", b"1", "must be a header, but its label column holds '1'"),
         ("cola", 1, b"x\t0", b"x\tlabel", "label 'label' must be one of"),
     ],
 )
