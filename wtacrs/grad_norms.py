@@ -157,7 +157,7 @@ class GradNorms:
         if gib > self.limit_gib:
             raise ValueError(
                 f"gradient norms of {num_samples} samples x {max_tokens} tokens x at least "
-                f"{len(self._inputs)} layer inputs in bf16 need {gib:.3g} GiB of host memory, above "
+                f"{len(self._inputs)} layer inputs in bf16 need {gib:.3g} GiB of host memory, over "
                 f"norm_table_limit_gib={self.limit_gib:g}; raise the limit, or choose "
                 "grad_norms='position', which needs almost nothing"
             )
