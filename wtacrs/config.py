@@ -9,7 +9,7 @@ from wtacrs.estimators import check_budget, check_estimator
 
 Pattern = Sequence[str] | Callable[[str], bool]
 
-GRAD_NORM_SOURCES = ("auto", "sample", "position", "none")
+GRAD_NORM_SOURCES = ("none", "position", "sample", "auto")
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class SamplingConfig:
             leaves embeddings, pooler and head alone.
         exclude: the same, taken away from ``include``.
         grad_norms: where the estimate of ||dY_n|| comes from, before the backward pass.
-            "sample": the row's own norm in the previous epoch (a host table with an entry per
-            training sample and token position); "position": the running mean of its token
-            position; "auto": "sample" where the row has been seen, else "position"; "none": the
-            weights are ||X_n|| alone.
+            "none": nowhere, the weights are ||X_n|| alone; "position": the running mean of the
+            row's token position; "sample": the row's own norm when its sample was last seen (a
+            host table with an entry per training sample and token), the mean of all for samples
+            not yet seen; "auto": "sample", but "position" for samples not yet seen.
         floor: share of the probability that is spread evenly over the valid rows, in [0, 1). Above
             zero it keeps the estimate unbiased when a stale gradient norm is zero, and bounds
             every scale.
@@ -50,6 +50,11 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         check_estimator(self.estimator)
         check_budget(self.budget)
+        if self.grad_norms == "oracle":
+            raise ValueError(
+                "grad_norms='oracle' runs the backward pass twice: it is a measurement, not a way "
+                "to train. See it with experiment=variance, train with grad_norms='auto'"
+            )
         if self.grad_norms not in GRAD_NORM_SOURCES:
             raise ValueError(
                 f"grad_norms={self.grad_norms!r} is unknown; "

@@ -95,12 +95,42 @@ def wtacrs(probabilities: Tensor, k: int, generator: torch.Generator) -> Selecti
     return Selection(order[positions], scales.to(probabilities.dtype))
 
 
+def inclusion_probabilities(probabilities: Tensor, k: int) -> Tensor:
+    """pi_n = min(1, p_n / tau) with tau such that they sum to k, (n,) in float64.
+
+    tau is the share of ``count_winners``: the c that minimises (1 - P_c) / (k - c) is also the
+    smallest one for which no row outside the winners is larger than that quotient.
+    """
+    cumulative = probabilities.sort().values.double().cumsum(0)
+    _, tau = count_winners(cumulative[-k:].flip(0), k)
+    return (probabilities.double() / tau).clamp(max=1.0)
+
+
+def pps(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
+    """Fixed-size sampling with probability proportional to size, without replacement.
+
+    Row n is kept with probability pi_n = min(1, p_n / tau) and gets the scale 1 / pi_n
+    (Horvitz-Thompson 1952). One uniform number and equal steps of 1 along the cumulated pi
+    (systematic sampling, Madow 1949): a step cannot jump over a row with pi_n = 1, so winners need
+    no treatment of their own, and no row is drawn twice. The rows are cumulated in token order:
+    neighbours are alike, so spreading the draws over them lowers the variance further.
+    """
+    inclusion = inclusion_probabilities(probabilities, k)
+    cumulative = inclusion.cumsum(0)
+    step = torch.arange(k, dtype=cumulative.dtype, device=cumulative.device)
+    start = torch.rand(1, dtype=cumulative.dtype, device=cumulative.device, generator=generator)
+    points = (start + step) * (cumulative[-1] / k)  # the sum is k up to rounding
+    indices = torch.searchsorted(cumulative, points, right=True).clamp(max=cumulative.numel() - 1)
+    return Selection(indices, (1.0 / inclusion[indices]).to(probabilities.dtype))
+
+
 #: Name -> estimator. A user's own function joins by ``ESTIMATORS["name"] = function``.
 ESTIMATORS: dict[str, Estimator] = {
     "uniform": uniform,
     "crs": crs,
     "deterministic": deterministic,
     "wtacrs": wtacrs,
+    "pps": pps,
 }
 
 

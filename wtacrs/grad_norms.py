@@ -167,6 +167,8 @@ class GradNorms:
         if self.source == "none" or name not in self._means:
             return None
         mean = self._means[name].estimate(batch.t, device).expand(batch.b, batch.t)
+        if self.source == "sample":
+            mean = mean.square().mean().sqrt().expand(batch.b, batch.t)
         if batch.sample_ids is not None and name in self._tables:
             self.check_batch(batch.sample_ids, batch.t)
             seen = self._tables[name][batch.sample_ids, : batch.t].to(device, non_blocking=True)

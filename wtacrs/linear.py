@@ -90,7 +90,8 @@ class SampledLinearFunction(torch.autograd.Function):
                 ctx.record.report(norms)
             # 0 * sum is 0, or NaN if any row of dY is non-finite, kept or not.
             scales = scales + 0 * norms.sum()
-            kept = (dy.index_select(0, indices) * scales[:, None]).to(rows.dtype)  # (k, o)
+            # In place: a second (k, o) buffer costs more than the multiplication.
+            kept = dy.index_select(0, indices).mul_(scales[:, None])  # (k, o)
             dw = kept.T @ rows  # (o, i)
         if ctx.needs_input_grad[2]:
             db = dy.sum(0)

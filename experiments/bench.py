@@ -1,0 +1,151 @@
+"""Time of sampling: python -m experiments.bench [step|selection].
+
+step: a whole training step of MiniLM (batch 32, sequence 128, float32, AdamW), sampled against
+full. The floating-point limit is (2 + budget) / 3 of the linear layers' share.
+selection: what choosing and gathering rows adds to one linear layer, 4,096 rows, 768 -> 3,072.
+
+Machines are noisy, so the two sides of a comparison alternate in one process, each pair gives a
+ratio, and the median over the pairs counts. Written to results/bench/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from experiments.models import load_model
+from experiments.provenance import provenance
+from wtacrs import ESTIMATORS, Sampler, SamplingConfig, sample_linears_
+from wtacrs.estimators import draw, rows_kept
+from wtacrs.weights import row_norms, row_probabilities
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+def paired(first: Callable[[], Any], second: Callable[[], Any], pairs: int) -> list[float]:
+    """Seconds of ``first`` over seconds of ``second``, for each of ``pairs`` pairs."""
+    ratios = []
+    for pair in range(pairs + 1):
+        sides = (first, second) if pair % 2 else (second, first)  # neither always goes first
+        seconds = {side: _seconds(side) for side in sides}
+        ratios.append(seconds[first] / seconds[second])
+    return ratios[1:]  # the first pair warms up
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    _wait()
+    started = time.perf_counter()
+    work()
+    _wait()
+    return time.perf_counter() - started
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and spread."""
+    p10, median, p90 = np.percentile(values, [10, 50, 90]).tolist()
+    return {"median": median, "p10": p10, "p90": p90, "n": len(values)}
+
+
+def training_step(model: nn.Module, sampler: Sampler | None) -> Callable[[], None]:
+    """One full training step on a batch of 32 random sequences of 128 tokens."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 20000, (32, 128), generator=generator).to(device)
+    labels = torch.randint(0, 2, (32,), generator=generator).to(device)
+    mask, sample_ids = torch.ones_like(ids), torch.arange(32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def step() -> None:
+        if sampler is not None:
+            sampler.start_batch(sample_ids, mask)
+        model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def bench_step(estimators: list[str], budget: float, pairs: int) -> dict[str, Any]:
+    """Ratio of the sampled to the full training step, for each estimator."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = OmegaConf.load(CONF / "model" / "minilm.yaml")
+    full = load_model(config, num_labels=2, regression=False).to(device).train()
+    ratios = {}
+    for estimator in estimators:
+        sampled = copy.deepcopy(full)
+        sampling = SamplingConfig(estimator=estimator, budget=budget)
+        sampler = sample_linears_(sampled, sampling, num_samples=32, max_tokens=128)
+        work = paired(training_step(sampled, sampler), training_step(full, None), pairs)
+        ratios[f"{estimator}@{budget:g}"] = summary(work)
+    return ratios
+
+
+def bench_selection(estimators: list[str], budget: float, pairs: int) -> dict[str, Any]:
+    """Weights, estimator and gather, over a plain linear layer's forward and backward."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator(device).manual_seed(0)
+    layer = nn.Linear(768, 3072, device=device)
+    x = torch.randn(4096, 768, device=device, generator=generator)
+    dy = torch.randn(4096, 3072, device=device, generator=generator)
+    gradient_norms = row_norms(dy)
+    k = rows_kept(len(x), budget)
+
+    def plain() -> None:
+        layer(x.detach().requires_grad_()).backward(dy)
+
+    def selection(estimator: str) -> None:
+        probabilities = row_probabilities(x, gradient_norms, None, 0.01)
+        indices, scales = draw(estimator, probabilities, k, generator)
+        x.index_select(0, indices)
+        # In the backward pass: the norms for the next step, and the kept rows of dY at scale.
+        row_norms(dy)
+        dy.index_select(0, indices).mul_(scales[:, None])
+
+    return {
+        f"{name}@{budget:g}": summary(paired(lambda name=name: selection(name), plain, pairs))
+        for name in estimators
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    benches = {"step": bench_step, "selection": bench_selection}
+    parser.add_argument("what", nargs="*", choices=[*benches, []], help="default: all")
+    parser.add_argument("--estimators", nargs="+", default=["wtacrs"], choices=ESTIMATORS)
+    parser.add_argument("--budget", type=float, default=0.3)
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--output", type=Path, default=Path("results/bench"))
+    options = parser.parse_args(arguments)
+    for name in options.what or benches:
+        ratios = benches[name](options.estimators, options.budget, options.pairs)
+        options.output.mkdir(parents=True, exist_ok=True)
+        result = {"bench": name, "ratio_to_full": ratios, "provenance": provenance()}
+        (options.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        for key, ratio in ratios.items():
+            print(
+                f"{name} {key}: {ratio['median']:.3f} of full "
+                f"(p10 {ratio['p10']:.3f}, p90 {ratio['p90']:.3f}, n = {ratio['n']})"
+            )
+
+
+if __name__ == "__main__":
+    main()
