@@ -25,6 +25,7 @@ class ModelError(UserError):
 
 def load_tokenizer(config: Any) -> PreTrainedTokenizerBase | None:
     """The model's tokenizer; None for a model from scratch, whose tokens are data already."""
+    _be_quiet()
     if config.source == "scratch":
         return None
     return _from_pretrained(AutoTokenizer, config)
@@ -41,6 +42,7 @@ def load_model(config: Any, num_labels: int, regression: bool) -> PreTrainedMode
     Raises:
         ModelError: unknown source, package not installed, hub out of reach.
     """
+    _be_quiet()
     problem = "regression" if regression else "single_label_classification"
     head = {"num_labels": num_labels, "problem_type": problem}
     if config.source == "scratch":
@@ -51,10 +53,13 @@ def load_model(config: Any, num_labels: int, regression: bool) -> PreTrainedMode
     )
 
 
-def _from_pretrained(loader: Any, config: Any, **kwargs: Any) -> Any:
-    # That the head is new, and each weight loaded, is no news.
+def _be_quiet() -> None:
+    # That the head is new, and each weight loaded or saved, is no news.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+def _from_pretrained(loader: Any, config: Any, **kwargs: Any) -> Any:
     if config.source == "package":
         return loader.from_pretrained(_package_folder(config), **kwargs)
     if config.source != "hub":

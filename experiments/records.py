@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 from experiments.errors import UserError
 
+STATUSES = ("completed", "failed", "out_of_memory", "interrupted")
 # Where things lie and how they are shown does not change what is computed.
 NOT_HASHED = {
     "": ("results_dir", "overwrite", "logging"),
@@ -31,7 +34,7 @@ class RecordError(UserError):
 class RunRecord:
     """What is known of a run. Sections are None until they are measured."""
 
-    status: str  # completed | failed | out_of_memory | interrupted
+    status: str  # one of STATUSES
     config: dict[str, Any]
     error: dict[str, str] | None = None  # type, message
     metrics: dict[str, Any] | None = None
@@ -39,6 +42,7 @@ class RunRecord:
     throughput: dict[str, Any] | None = None
     sampling: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    variance: dict[str, Any] | None = None  # only in the file when it was measured
 
 
 def config_hash(config: dict[str, Any], without: tuple[str, ...] = ()) -> str:
@@ -68,8 +72,10 @@ def read_record(path: Path) -> RunRecord:
         RecordError: not a valid record; the file is left as it is.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return RunRecord(**content)
+        record = RunRecord(**json.loads(path.read_text(encoding="utf-8")))
+        if record.status not in STATUSES or not isinstance(record.config, dict):
+            raise ValueError(f"status {record.status!r} or its config is none of a run")
+        return record
     except (OSError, ValueError, TypeError) as error:
         raise RecordError(
             f"{path} is not a valid record ({error}); it is left alone. Look at it, then delete "
@@ -78,8 +84,15 @@ def read_record(path: Path) -> RunRecord:
 
 
 def write_record(record: RunRecord, path: Path) -> None:
-    """Write atomically: a reader sees the old record or the new one, never a part."""
-    text = json.dumps(asdict(record), indent=2, allow_nan=False, ensure_ascii=False)
+    """Write atomically: a reader sees the old record or the new one, never a part.
+
+    A number that is not finite, which JSON does not know, is written as null.
+    """
+    content = _finite(asdict(record))
+    if content["variance"] is None:
+        del content["variance"]
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    text = re.sub(r"\[[^][{}]*\]", _on_one_line, text)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -91,6 +104,19 @@ def write_record(record: RunRecord, path: Path) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _on_one_line(array: re.Match[str]) -> str:
+    # By the line breaks, which no JSON string holds: a bracket may be part of a string.
+    return re.sub(r"\n\s*", " ", re.sub(r"(?<=\[)\n\s*|\n\s*(?=\])", "", array[0]))
 
 
 def check_writable(folder: Path) -> None:

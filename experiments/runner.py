@@ -7,8 +7,11 @@ run again.
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import os
 import shutil
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -17,7 +20,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from experiments import measure, training, tuning
 from experiments.errors import UserError
@@ -26,6 +28,7 @@ from experiments.provenance import provenance
 from experiments.records import RunRecord, check_writable, read_record, record_path, write_record
 from experiments.report import show
 from experiments.tasks import load_task
+from experiments.variance import VarianceProbe
 
 CHECKPOINTS = Path("outputs/checkpoints")
 
@@ -63,10 +66,12 @@ def run(config: DictConfig) -> RunRecord:
             raise
         if record.status == "failed" and not isinstance(error, UserError):
             traceback.print_exc()
-        raise RunError(f"{record.error['message'] or record.error['type']} ({path})") from error
+        raise RunError(f"{str(error) or type(error).__name__}\nrecord: {path}") from error
     finally:
         record.provenance["seconds"] = time.perf_counter() - started
         write_record(record, path)
+        if config.logging.name == "wandb" and "wandb" in sys.modules:
+            sys.modules["wandb"].finish()  # or the next run of a sweep would log into this one
     show(record, path)
     return record
 
@@ -78,7 +83,9 @@ def resolve(config: DictConfig) -> DictConfig:
         UserError: a value outside its rule.
     """
     config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[assignment]
+    check_numbers(config)
     tuning.sampling_config(config)
+    config.budget = float(config.budget)  # 1 and 1.0 are one run
     if config.estimator.name == "full":
         config.budget = 1.0  # so that a sweep over budgets trains the baseline once
     for name in ("batch_size", "eval_batch_size", "epochs"):
@@ -91,6 +98,20 @@ def resolve(config: DictConfig) -> DictConfig:
                 f"choose {' or '.join(choices)}"
             )
     return config
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Raise UserError for a value that is no number where one is needed."""
+    integers = [f"training.{name}" for name in ("batch_size", "eval_batch_size", "max_steps")]
+    integers += ["training.checkpoint_steps", "measure.warmup_steps", "seed"]
+    numbers = ["learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "epochs"]
+    for name in [*integers, *(f"training.{number}" for number in numbers), "budget"]:
+        value = OmegaConf.select(config, name)
+        whole = name in integers
+        if type(value) is not int and (whole or type(value) is not float):
+            raise UserError(f"{name}={value!r} must be {'an integer' if whole else 'a number'}")
+        if not math.isfinite(value) or (value < 0 and name != "training.max_steps"):
+            raise UserError(f"{name}={value} must be finite and not below 0")
 
 
 def existing(path: Path, overwrite: bool) -> RunRecord | None:
@@ -115,25 +136,30 @@ def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
 
     if config.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    resume_from = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    resume_from = training.last_checkpoint(folder)
+    probe = None
+    if sampler is not None and "probe_steps" in config.measure:
+        probe = VarianceProbe(model, sampler, config.measure)
     facts, timer = training.BatchFacts(model, sampler), measure.StepTimer()
-    callbacks: list[TrainerCallback] = [timer]
-    if sampler is not None:
-        callbacks.append(training.SamplerCheckpoint(sampler, resume_from))
+    callbacks: list[TrainerCallback] = [timer, training.Checkpoints(facts, resume_from)]
     if config.logging.name == "wandb":
+        if importlib.util.find_spec("wandb") is None:
+            raise UserError("logging=wandb needs a package: pip install wandb, or logging=none")
         os.environ.setdefault("WANDB_PROJECT", config.logging.project)
         os.environ.setdefault("WANDB_MODE", config.logging.mode)
     trainer = training.build_trainer(config, model, tokenizer, data, folder, callbacks)
     if resume_from is not None:
         print(f"resuming from {resume_from}")
-    trained = trainer.train(resume_from_checkpoint=resume_from)
+    trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
 
-    record.metrics = training.describe_metrics(config, trainer, trained.training_loss)
+    record.metrics = training.describe_metrics(config, trainer, facts.mean_loss)
     record.throughput = measure.describe_throughput(timer, facts, config.measure.warmup_steps)
     record.sampling = tuning.describe_sampling(sampler)
     if config.measure.memory:
         rows = training.longest_batch(data.train, config.training.batch_size)
         record.memory = measure.measure_memory(trainer, model, rows, sampler)
+    if probe is not None:
+        record.variance = {"probes": probe.results}
     shutil.rmtree(folder, ignore_errors=True)
 
 

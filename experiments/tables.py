@@ -45,15 +45,17 @@ def load_runs(folder: Path) -> pd.DataFrame:
 def _row(record: RunRecord) -> dict[str, Any]:
     config, memory = record.config, record.memory or {}
     estimator = config["estimator"]["name"]
+    sampled = estimator != "full"  # else the settings of sampling say nothing
     return {
         "task": config["task"]["name"],
         "model": config["model"]["name"],
         "tuning": config["tuning"]["name"],
         "settings": config_hash(config, without=("estimator", "budget", "seed", "measure")),
         "estimator": estimator,
-        "order": estimator != "full",
+        "order": sampled,
         "budget": config["budget"],
-        "grad_norms": config["estimator"].get("grad_norms"),
+        "grad_norms": config["estimator"].get("grad_norms") if sampled else None,
+        "sampling": config_hash({"estimator": config["estimator"]}) if sampled else None,
         "seed": config["seed"],
         "metric": (record.metrics or {}).get("main"),
         "best": (record.metrics or {}).get("best"),
@@ -66,7 +68,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
 
 def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number over seeds, and ratios to full."""
-    keys = [*GROUP, "metric", "estimator", "order", "budget", "grad_norms"]
+    keys = [*GROUP, "metric", "estimator", "order", "budget", "grad_norms", "sampling"]
     table = (
         runs.groupby(keys, dropna=False)
         .agg(

@@ -26,21 +26,24 @@ from experiments.errors import UserError
 from experiments.tasks import TaskData
 from wtacrs import Sampler
 
-SAMPLER_FILE = "sampler.pt"
+STATE_FILE = "wtacrs_state.pt"
 
 
 class BatchFacts:
     """A forward pre-hook: takes ``sample_ids`` out of the model's inputs, tells the sampler.
 
     Unmodified models know no ``sample_ids``, and the Trainer hands each batch to ``forward``.
-    It also counts what training steps process: ``samples`` and non-padding ``tokens`` per step.
+    It also counts what training steps process: ``samples`` and non-padding ``tokens`` per step, and
+    the ``losses``, those before a resumption too.
     """
 
     def __init__(self, model: PreTrainedModel, sampler: Sampler | None) -> None:
         self.sampler = sampler
         self.samples: list[int] = []
         self.tokens: list[Tensor] = []  # tensors: reading them would stop the device
+        self.losses: list[Tensor] = []
         model.register_forward_pre_hook(self, with_kwargs=True)
+        model.register_forward_hook(self._after)
 
     def __call__(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         sample_ids = kwargs.pop("sample_ids", None)
@@ -52,22 +55,61 @@ class BatchFacts:
                 self.sampler.start_batch(sample_ids, mask)
         return args, kwargs
 
+    def _after(self, model: Any, args: Any, output: Any) -> None:
+        if model.training:
+            self.losses.append(output.loss.detach())
 
-class SamplerCheckpoint(TrainerCallback):
-    """Saves the sampler's state beside the Trainer's own, and loads it when training resumes."""
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss over all training steps so far; not finite once a loss was not."""
+        return torch.stack(self.losses).double().mean().item()
 
-    def __init__(self, sampler: Sampler, resume_from: str | None) -> None:
-        self.sampler = sampler
+
+class Checkpoints(TrainerCallback):
+    """Makes a resumed run the same run, which the Trainer's checkpoints alone do not.
+
+    They hold neither the sampler nor the losses so far. One at the end of an epoch is made before
+    the evaluation, which a resumed run would leave out; here it waits for it. From one at the very
+    end the Trainer would train on; here it is not made.
+    """
+
+    def __init__(self, facts: BatchFacts, resume_from: Path | None) -> None:
+        self.facts = facts
         self.resume_from = resume_from
+        self._waiting = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.resume_from is not None:
-            saved = torch.load(Path(self.resume_from, SAMPLER_FILE), weights_only=True)
-            self.sampler.load_state_dict(saved)
+            saved = torch.load(self.resume_from / STATE_FILE, weights_only=True)
+            self.facts.losses = [loss.to(args.device) for loss in saved["losses"]]
+            if self.facts.sampler is not None:
+                self.facts.sampler.load_state_dict(saved["sampler"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+        elif control.should_save and float(state.epoch).is_integer():
+            control.should_save, self._waiting = False, True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._waiting:
+            control.should_save, self._waiting = True, False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        torch.save(self.sampler.state_dict(), folder / SAMPLER_FILE)
+        sampler = self.facts.sampler
+        saved = {
+            "losses": torch.stack(self.facts.losses).cpu(),
+            "sampler": None if sampler is None else sampler.state_dict(),
+        }
+        file = Path(args.output_dir, f"checkpoint-{state.global_step}", STATE_FILE)
+        torch.save(saved, file.with_suffix(".part"))
+        file.with_suffix(".part").replace(file)  # the last file of a checkpoint, and whole
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in ``folder`` that was written to its end, if there is one."""
+    whole = [file.parent for file in folder.glob(f"checkpoint-*/{STATE_FILE}")]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def training_arguments(config: Any, folder: Path) -> TrainingArguments:
@@ -91,6 +133,7 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
         eval_strategy="epoch",
         logging_strategy="epoch" if config.logging.name == "none" else "steps",
         logging_steps=10,
+        logging_nan_inf_filter=False,  # a loss that is not finite is not replaced by others
         save_strategy="steps" if steps > 0 else "no",
         save_steps=steps if steps > 0 else 500,
         save_total_limit=1,

@@ -162,14 +162,20 @@ class GradNorms:
                 "grad_norms='position', which needs almost nothing"
             )
 
-    def estimate(self, name: str, batch: Batch, device: torch.device) -> Tensor | None:
-        """(b * t,) estimate of ||dY_n|| for the layer ``name``, or None where nothing is known."""
-        if self.source == "none" or name not in self._means:
+    def estimate(
+        self, name: str, batch: Batch, device: torch.device, source: str | None = None
+    ) -> Tensor | None:
+        """(b * t,) estimate of ||dY_n|| for the layer ``name``, or None where nothing is known.
+
+        ``source`` asks for another source than the configured one, to compare them.
+        """
+        source = source or self.source
+        if source == "none" or name not in self._means:
             return None
         mean = self._means[name].estimate(batch.t, device).expand(batch.b, batch.t)
-        if self.source == "sample":
+        if source == "sample":
             mean = mean.square().mean().sqrt().expand(batch.b, batch.t)
-        if batch.sample_ids is not None and name in self._tables:
+        if source != "position" and batch.sample_ids is not None and name in self._tables:
             self.check_batch(batch.sample_ids, batch.t)
             seen = self._tables[name][batch.sample_ids, : batch.t].to(device, non_blocking=True)
             mean = torch.where(seen >= 0, seen.to(mean.dtype), mean)

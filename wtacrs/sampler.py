@@ -129,7 +129,7 @@ class Sampler:
         return SampledRows(rows, indices, scales, shared.record)
 
     def _select(self, name: str, x: Tensor, flat: Tensor, k: int) -> _SharedInput:
-        batch = self._batch_of(name, x)
+        batch = self.batch_of(name, x)
         norms = record = mask = None
         if batch is not None:
             norms = self.grad_norms.estimate(name, batch, x.device)
@@ -141,7 +141,7 @@ class Sampler:
         selection = draw(self.config.estimator, probabilities, k, self._generator(x.device))
         return _SharedInput(x._version, selection, record)
 
-    def _batch_of(self, name: str, x: Tensor) -> Batch | None:
+    def batch_of(self, name: str, x: Tensor) -> Batch | None:
         """The batch facts that fit ``x``, or None when its rows are not (sample, token) pairs."""
         if x.dim() < 3:
             rows = x.shape[:-1].numel()

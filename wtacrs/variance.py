@@ -70,13 +70,12 @@ def expected_squared_error(
     if estimator == "crs":
         return _with_replacement(gram, p, k)
     if estimator == "deterministic":
-        left_out = largest[k:]
-        return float(gram[left_out][:, left_out].sum())
+        left_out = torch.zeros_like(p).index_fill_(0, largest[k:], 1.0)
+        return float(left_out @ gram @ left_out)
     if estimator == "wtacrs":
         c = optimal_winners(p, k)
-        tail = largest[c:]
         # The tail is CRS by itself, over k - c slots, with the probabilities p_n / (1 - P_c).
-        return _with_replacement(gram[tail][:, tail], normalise(p[tail]), k - c)
+        return _with_replacement(gram, normalise(p.index_fill(0, largest[:c], 0.0)), k - c)
     if estimator == "pps":
         return _systematic(gram, p, k, starts)
     raise ValueError(
@@ -95,10 +94,10 @@ def pps_bound(gram: Tensor, weights: Tensor, k: int) -> float:
 
 
 def _with_replacement(gram: Tensor, p: Tensor, k: int) -> float:
-    """(sum_n ||G_n||^2 / p_n - ||G||^2) / k. Paper, Eq. 3."""
-    squares = gram.diagonal()
-    ratios = torch.where(squares > 0, squares / p, 0.0)  # a row of zeros may have p = 0
-    return float((ratios.sum() - gram.sum()) / k)
+    """(sum_n ||G_n||^2 / p_n - ||G||^2) / k over the rows with p_n > 0. Paper, Eq. 3."""
+    drawn = (p > 0).to(gram.dtype)
+    ratios = torch.where(p > 0, gram.diagonal() / p, 0.0)
+    return float((ratios.sum() - drawn @ gram @ drawn) / k)
 
 
 def _systematic(gram: Tensor, p: Tensor, k: int, starts: int | None) -> float:
