@@ -5,10 +5,10 @@ STAMP := .venv/.installed
 DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/demo/runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench table test check format
+.PHONY: help setup demo bench table figure-variance ablation test check format
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## build .venv with the locked versions (make setup PYTHON=python3.12)
 
@@ -34,8 +34,23 @@ demo: $(STAMP) ## train a small model offline with four estimators and print the
 	$(DEMO_RUN) estimator=deterministic,wtacrs budget=0.1
 	HF_HUB_OFFLINE=1 $(PY) -m experiments.tables outputs/demo/runs --output outputs/demo/table
 
-bench: $(STAMP) ## measure time and bytes of one sampled layer
+bench: $(STAMP) ## measure the time of a sampled step and of the selection against full
 	$(PY) -m experiments.bench
+
+SWEEP = HF_HUB_OFFLINE=1 $(PY) run.py -m
+
+figure-variance: $(STAMP) ## error of dW on real training, table and figures (GLUE_DIR; about an hour)
+	$(SWEEP) experiment=variance task=cola,rte,sst2
+	$(PY) -m experiments.figures variance results/variance
+
+SEEDS ?= 0,1,2
+BUDGETS ?= 0.1,0.3
+ablation: $(STAMP) ## accuracy against budget (GLUE_DIR; hours; SEEDS=0,1,2 BUDGETS=0.1,0.3)
+	$(SWEEP) experiment=ablation task=cola,rte seed=$(SEEDS) estimator=full
+	$(SWEEP) experiment=ablation task=cola,rte seed=$(SEEDS) budget=$(BUDGETS) \
+		estimator=uniform,crs,deterministic,wtacrs,pps
+	$(PY) -m experiments.tables results/ablation --output results/tables/ablation
+	$(PY) -m experiments.figures ablation results/ablation
 
 table: $(STAMP) ## rebuild results/tables from results/runs
 	$(PY) -m experiments.tables results/runs --output results/tables/runs

@@ -20,7 +20,7 @@ from experiments.errors import UserError
 STATUSES = ("completed", "failed", "out_of_memory", "interrupted")
 # Where things lie and how they are shown does not change what is computed.
 NOT_HASHED = {
-    "": ("results_dir", "overwrite", "logging"),
+    "": ("results_dir", "overwrite", "logging", "plugins"),
     "task": ("data_dir",),
     "training": ("progress", "checkpoint_steps"),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import importlib
 import os
 import shutil
 import sys
@@ -83,6 +84,14 @@ def resolve(config: DictConfig) -> DictConfig:
         UserError: a value outside its rule.
     """
     config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[assignment]
+    for module in config.plugins:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f"plugins: module {module!r} cannot be imported ({error}); name a module on the "
+                "Python path, say my_estimators for my_estimators.py in this folder"
+            ) from error
     check_numbers(config)
     tuning.sampling_config(config)
     config.budget = float(config.budget)  # 1 and 1.0 are one run

@@ -1,0 +1,239 @@
+"""Records -> figures, SVG and PNG: python -m experiments.figures variance results/variance.
+
+variance: the four figures and the table of experiment=variance, from its records.
+ablation: score against budget per estimator, from the records of runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from experiments.errors import UserError
+from experiments.tables import aggregate, load_runs
+from experiments.variance_data import (
+    error_frame,
+    geometric_mean,
+    layer_type,
+    load_probes,
+    winner_frame,
+)
+
+COLOURS = {  # Okabe and Ito's, told apart by most colour-blind readers
+    "full": "#000000",
+    "uniform": "#999999",
+    "crs": "#E69F00",
+    "deterministic": "#CC79A7",
+    "wtacrs": "#0072B2",
+    "pps": "#009E73",
+}
+BUDGET = 0.3  # where a figure shows one budget only
+STYLE = {
+    "svg.hashsalt": "wtacrs",  # the same records give the same bytes
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "font.size": 10,
+    "legend.frameon": False,
+}
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write ``path``.svg and ``path``.png."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), bbox_inches="tight", dpi=120)
+    plt.close(figure)
+    print(path.with_suffix(".svg"))
+
+
+def panels(tasks: list[str], draw: Callable[[Axes, str], None], label: str) -> Any:
+    """One panel a task, side by side, with one legend at the right."""
+    width = 3.6 * len(tasks) + 1.6
+    figure, axes = plt.subplots(1, len(tasks), figsize=(width, 3.4), sharey=True, squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        draw(axis, task)
+        axis.set_title(task)
+    axes[0][0].set_ylabel(label)
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return figure
+
+
+def winner_mass_figure(probes: dict[str, list[dict[str, Any]]]) -> Any:
+    """P_c against c / n per layer type, true weights, last probe; and Theorem 2's line c / k."""
+
+    def draw(axis: Axes, task: str) -> None:
+        curves: dict[str, list[list[float]]] = {}
+        for name, curve in probes[task][-1]["winner_mass"].items():
+            curves.setdefault(layer_type(name), []).append(curve)
+        for name, group in curves.items():
+            mean = np.mean(group, axis=0)
+            share = np.linspace(0, 1, len(mean) + 1)
+            axis.plot(share, [0, *mean], label=name)
+        axis.plot([0, BUDGET], [0, 1], "k--", lw=1, label=f"c / k at budget {BUDGET:g}")
+        axis.set_xlabel("winners, share of valid rows c / n")
+        axis.set_xlim(0, 1)
+
+    return panels(list(probes), draw, "probability mass of winners $P_c$")
+
+
+def budget_figure(errors: pd.DataFrame) -> Any:
+    """Error against budget per estimator, source auto, last probe."""
+    last = errors[(errors["source"] == "auto") & errors["is_last"]]
+
+    def draw(axis: Axes, task: str) -> None:
+        for estimator, rows in last[last["task"] == task].groupby("estimator", sort=False):
+            means = rows.groupby("budget")["error"].apply(geometric_mean)
+            dashed = "--" if estimator == "deterministic" else "-"
+            label = f"{estimator} (bias²)" if estimator == "deterministic" else estimator
+            axis.plot(
+                means.index, means, dashed, marker="o", color=COLOURS.get(estimator), label=label
+            )
+        axis.set_yscale("log")
+        axis.set_xlabel("budget k / n")
+
+    return panels(sorted(last["task"].unique()), draw, "relative squared error of dW")
+
+
+def source_figure(errors: pd.DataFrame) -> Any:
+    """Error by source in the first and the last epoch that were probed, wtacrs and pps."""
+    rows = errors[(errors["budget"] == BUDGET) & (errors["is_first"] | errors["is_last"])]
+    sources = list(dict.fromkeys(rows["source"]))
+    bars = [(e, first) for e in ("wtacrs", "pps") for first in (True, False)]
+
+    def draw(axis: Axes, task: str) -> None:
+        for at, (estimator, first) in enumerate(bars):
+            chosen = rows[(rows["task"] == task) & (rows["estimator"] == estimator)]
+            chosen = chosen[chosen["is_first"] if first else chosen["is_last"]]
+            means = chosen.groupby("source")["error"].apply(geometric_mean).reindex(sources)
+            epoch = chosen["epoch"].iloc[0]
+            axis.bar(
+                np.arange(len(sources)) + (at - 1.5) * 0.2,
+                means,
+                width=0.2,
+                color=COLOURS[estimator],
+                alpha=0.45 if first else 1.0,
+                label=f"{estimator}, epoch {epoch}",
+            )
+        axis.set_yscale("log")
+        axis.set_xticks(range(len(sources)), sources, rotation=60, ha="right")
+        axis.set_xlabel("source of gradient norms")
+
+    tasks = sorted(rows["task"].unique())
+    return panels(tasks, draw, f"relative squared error of dW\nat budget {BUDGET:g}")
+
+
+def winners_figure(winners: pd.DataFrame) -> Any:
+    """Share of the k slots that go to winners, against budget, by source, last probe."""
+    last = winners[winners["is_last"] & winners["source"].isin(["none", "position", "auto"])]
+
+    def draw(axis: Axes, task: str) -> None:
+        for source, rows in last[last["task"] == task].groupby("source", sort=False):
+            means = rows.groupby("budget")["share"].mean()
+            axis.plot(means.index, means, marker="o", label=source)
+        axis.set_ylim(0, 1)
+        axis.set_xlabel("budget k / n")
+
+    return panels(sorted(last["task"].unique()), draw, "winners, share of kept rows c / k")
+
+
+def variance_table(errors: pd.DataFrame) -> str:
+    """Markdown: geometric mean of the error per layer type, source auto, budget 0.3, last probe."""
+    chosen = errors[(errors["source"] == "auto") & (errors["budget"] == BUDGET) & errors["is_last"]]
+    chosen = chosen.rename(columns={"layer_type": "layers"})
+    estimators = list(dict.fromkeys(chosen["estimator"]))
+    table = chosen.pivot_table(
+        index=["task", "layers"], columns="estimator", values="error", aggfunc=geometric_mean
+    )[estimators]
+    whole = chosen.pivot_table(
+        index="task", columns="estimator", values="error", aggfunc=geometric_mean
+    )[estimators]
+    whole.index = pd.MultiIndex.from_tuples([(task, "all") for task in whole.index])
+    table = (
+        pd.concat([table, whole])
+        .sort_index()
+        .map("{:.2g}".format)
+        .reset_index(names=["task", "layers"])
+    )
+    return table.to_markdown(index=False, disable_numparse=True) + "\n"
+
+
+def variance(folder: Path, output: Path) -> None:
+    """All that experiment=variance shows."""
+    probes = load_probes(folder)
+    errors, winners = error_frame(probes), winner_frame(probes)
+    save(winner_mass_figure(probes), output / "figures" / "variance_winner_mass")
+    save(budget_figure(errors), output / "figures" / "variance_budget")
+    save(source_figure(errors), output / "figures" / "variance_source")
+    save(winners_figure(winners), output / "figures" / "variance_winners")
+    table = output / "tables" / "variance.md"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text(variance_table(errors))
+    print(table)
+
+
+def ablation(folder: Path, output: Path) -> None:
+    """Score against budget, mean and standard deviation over seeds; full as a line."""
+    table = aggregate(load_runs(folder))
+
+    def draw(axis: Axes, task: str) -> None:
+        rows = table[table["task"] == task]
+        for estimator, line in rows.groupby("estimator", sort=False):
+            mean, spread = 100 * line["best"], 100 * line["best_std"].fillna(0)
+            colour = COLOURS.get(estimator)
+            if estimator == "full":
+                axis.axhline(mean.iloc[0], color=colour, lw=1, label="full")
+                axis.axhspan(
+                    *(mean.iloc[0] + side * spread.iloc[0] for side in (-1, 1)),
+                    color=colour,
+                    alpha=0.1,
+                )
+            else:
+                n = line["n"].min()
+                axis.errorbar(
+                    line["budget"], mean, spread, marker="o", capsize=3, color=colour,
+                    label=f"{estimator} (n ≥ {n})",
+                )  # fmt: skip
+        axis.set_xlabel("budget k / n")
+
+    save(
+        panels(sorted(table["task"].unique()), draw, "score × 100, best epoch"),
+        output / "figures" / "ablation",
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.figures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = {"variance": variance, "ablation": ablation}
+    parser.add_argument("kind", choices=kinds)
+    parser.add_argument("records", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("results"))
+    options = parser.parse_args(arguments)
+    try:
+        with plt.rc_context(STYLE):
+            kinds[options.kind](options.records, options.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
