@@ -7,9 +7,9 @@ run again.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
-import importlib
 import os
 import shutil
 import sys
