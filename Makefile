@@ -52,8 +52,8 @@ ablation: $(STAMP) ## accuracy against budget (GLUE_DIR; hours; SEEDS=0,1,2 BUDG
 	$(PY) -m experiments.tables results/ablation --output results/tables/ablation
 	$(PY) -m experiments.figures ablation results/ablation
 
-table: $(STAMP) ## rebuild results/tables from results/runs
-	$(PY) -m experiments.tables results/runs --output results/tables/runs
+table: $(STAMP) ## rebuild results/tables and the README's table from results/runs
+	$(PY) -m experiments.tables results/runs --output results/tables/runs --splice README.md
 
 test: $(STAMP) ## run the tests, without network
 	HF_HUB_OFFLINE=1 $(PY) -m pytest

@@ -140,6 +140,20 @@ def write_tables(folder: Path, output: Path) -> pd.DataFrame:
     return text
 
 
+def splice(document: Path, table: str, mark: str) -> None:
+    """Put ``table`` between the lines ``<!-- begin mark -->`` and ``<!-- end mark -->``.
+
+    Raises:
+        UserError: the document has no such lines.
+    """
+    begin, end = f"<!-- begin {mark} -->", f"<!-- end {mark} -->"
+    before, found, rest = document.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise UserError(f"{document} has no lines {begin} and {end}; put them where the table goes")
+    document.write_text(f"{before}{begin}\n{table}{end}{after}", encoding="utf-8")
+
+
 _WORDS = ("task", "model", "tuning", "estimator", "metric")
 
 
@@ -147,9 +161,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__)
     parser.add_argument("records", type=Path, nargs="?", default=Path("results/runs"))
     parser.add_argument("--output", type=Path, default=Path("results/tables/runs"))
+    parser.add_argument("--splice", type=Path, help="also put the table into this document")
     options = parser.parse_args(arguments)
     try:
         text = write_tables(options.records, options.output)
+        if options.splice is not None:
+            markdown = options.output.with_suffix(".md").read_text()
+            splice(options.splice, markdown, options.output.name)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
