@@ -116,6 +116,10 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
     """The Trainer's arguments for the resolved config of a run."""
     t = config.training
     steps = t.checkpoint_steps
+    # Said plainly: without an accelerator the Trainer refuses bf16 unless told to use the CPU.
+    on_cpu = t.device == "cpu" or not (
+        torch.cuda.is_available() or torch.backends.mps.is_available()
+    )
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=t.epochs,
@@ -127,7 +131,7 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
         warmup_steps=t.warmup_ratio,  # below 1 it is a share of all steps
         max_grad_norm=t.max_grad_norm,
         bf16=t.precision == "bf16",
-        use_cpu=t.device == "cpu",
+        use_cpu=on_cpu,
         seed=config.seed,
         data_seed=config.seed,
         eval_strategy="epoch",
@@ -141,7 +145,7 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
         run_name=folder.name,
         remove_unused_columns=False,  # sample_ids are ours; BatchFacts takes them out
         disable_tqdm=not (t.progress and sys.stderr.isatty()),
-        dataloader_pin_memory=t.device != "cpu" and torch.cuda.is_available(),
+        dataloader_pin_memory=not on_cpu and torch.cuda.is_available(),
     )
 
 
