@@ -94,6 +94,8 @@ def _reason_to_skip(
         return "excluded"
     if type(module) is not nn.Linear:
         return f"{type(module).__name__} computes in its own way"
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance"
     if not module.weight.requires_grad:
         return "frozen: it saves nothing"
     if not name:
@@ -110,10 +112,11 @@ def _matches(name: str, pattern: Pattern) -> bool:
 def _recast(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
     """A module of class ``cls`` with the very parameters, hooks and attributes of ``module``."""
     new = cls.__new__(cls)
-    # Copies of the dictionaries, so that changing one module leaves the other alone.
-    new.__dict__.update(
-        {k: copy.copy(v) if isinstance(v, dict) else v for k, v in module.__dict__.items()}
-    )
+    new.__dict__.update(module.__dict__)
+    # Registering on one module must leave the other alone; hooks are shared, or the handles that
+    # remove them would no longer work.
+    for registry in ("_parameters", "_buffers", "_modules"):
+        new.__dict__[registry] = copy.copy(module.__dict__[registry])
     return new
 
 

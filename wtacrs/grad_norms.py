@@ -151,16 +151,17 @@ class GradNorms:
         """
         if self.table_shape is None or name in self._inputs:
             return
-        self._inputs.add(name)
         num_samples, max_tokens = self.table_shape
-        gib = len(self._inputs) * num_samples * max_tokens * 2 / 2**30
+        inputs = len(self._inputs) + 1
+        gib = inputs * num_samples * max_tokens * 2 / 2**30
         if gib > self.limit_gib:
             raise ValueError(
                 f"gradient norms of {num_samples} samples x {max_tokens} tokens x at least "
-                f"{len(self._inputs)} layer inputs in bf16 need {gib:.3g} GiB of host memory, over "
+                f"{inputs} layer inputs in bf16 need {gib:.3g} GiB of host memory, over "
                 f"norm_table_limit_gib={self.limit_gib:g}; raise the limit, or choose "
                 "grad_norms='position', which needs almost nothing"
             )
+        self._inputs.add(name)
 
     def estimate(
         self, name: str, batch: Batch, device: torch.device, source: str | None = None
@@ -176,7 +177,6 @@ class GradNorms:
         if source == "sample":
             mean = mean.square().mean().sqrt().expand(batch.b, batch.t)
         if source != "position" and batch.sample_ids is not None and name in self._tables:
-            self.check_batch(batch.sample_ids, batch.t)
             seen = self._tables[name][batch.sample_ids, : batch.t].to(device, non_blocking=True)
             mean = torch.where(seen >= 0, seen.to(mean.dtype), mean)
         return mean.reshape(-1)
@@ -208,8 +208,11 @@ class GradNorms:
     def state_dict(self) -> dict[str, Any]:
         self.flush()
         return {
-            "means": {name: (m.sums.cpu(), m.counts.cpu()) for name, m in self._means.items()},
-            "tables": dict(self._tables),
+            "means": {
+                name: (m.sums.clone().cpu(), m.counts.clone().cpu())
+                for name, m in self._means.items()
+            },
+            "tables": {name: table.clone() for name, table in self._tables.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

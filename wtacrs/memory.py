@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def _storage_key(storage: torch.UntypedStorage) -> int:
-    # data_ptr would be 0 for every fake storage.
-    return int(storage._cdata)
+def _key(tensor: Tensor) -> int:
+    """What tells a tensor's storage from others; data_ptr would be 0 for every fake one."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 class StorageTracker(TorchDispatchMode):
@@ -44,15 +44,18 @@ class StorageTracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        given = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
+            # A view of memory that was there before the context is not made in it.
+            if isinstance(leaf, Tensor) and (_key(leaf) in self._sizes or _key(leaf) not in given):
                 self._follow(leaf)
         return out
 
     def _follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, size = _storage_key(storage), storage.nbytes()
+        key, size = _key(tensor), storage.nbytes()
         if key not in self._sizes:
             # The storage object lives as long as the memory does, whoever holds it.
             weakref.finalize(storage, self._release, key).atexit = False
@@ -72,7 +75,7 @@ class SavedBytes:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._seen = {_storage_key(p.untyped_storage()) for p in model.parameters()}
+        self._seen = {_key(p) for p in model.parameters()}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
         self._alive: list[torch.UntypedStorage] = []  # so that no freed key is taken again
         self.tensors: list[tuple[tuple[int, ...], torch.dtype]] = []
@@ -83,8 +86,8 @@ class SavedBytes:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if _storage_key(storage) not in self._seen:
-            self._seen.add(_storage_key(storage))
+        if _key(tensor) not in self._seen:
+            self._seen.add(_key(tensor))
             self._alive.append(storage)
             self.tensors.append((tuple(tensor.shape), tensor.dtype))
         return tensor
@@ -99,8 +102,7 @@ class SavedBytes:
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the distinct storages behind ``tensors``."""
-    storages = {_storage_key(t.untyped_storage()): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    return sum({_key(t): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 class PeakMemory:

@@ -132,6 +132,8 @@ class Sampler:
         batch = self.batch_of(name, x)
         norms = record = mask = None
         if batch is not None:
+            if batch.sample_ids is not None:
+                self.grad_norms.check_batch(batch.sample_ids, batch.t)
             norms = self.grad_norms.estimate(name, batch, x.device)
             mask = None if batch.mask is None else batch.mask.reshape(-1)
             if self.config.grad_norms != "none":
@@ -173,6 +175,7 @@ class Sampler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
+        self._generators.clear()
         for device, generator_state in state["generators"].items():
             self._generator(torch.device(device)).set_state(generator_state.cpu())
         self.grad_norms.load_state_dict(state["grad_norms"])
