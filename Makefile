@@ -40,7 +40,8 @@ bench: $(STAMP) ## measure the time of a sampled step and of the selection again
 SWEEP = HF_HUB_OFFLINE=1 $(PY) run.py -m
 
 figure-variance: $(STAMP) ## error of dW on real training, table and figures (GLUE_DIR; about an hour)
-	$(SWEEP) experiment=variance task=cola,rte,sst2
+	$(SWEEP) experiment=variance task=cola,sst2
+	$(SWEEP) experiment=variance task=rte training.batch_size=8 task.max_train_rows=256
 	$(PY) -m experiments.figures variance results/variance
 
 SEEDS ?= 0,1,2

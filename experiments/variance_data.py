@@ -34,7 +34,7 @@ def load_probes(folder: Path) -> dict[str, list[dict[str, Any]]]:
     if not probes:
         raise UserError(
             f"{folder} holds no record of the variance; make some with "
-            "python run.py -m experiment=variance task=cola,rte,sst2"
+            "python run.py -m experiment=variance task=cola,sst2"
         )
     return probes
 
