@@ -91,7 +91,10 @@ def winner_mass_figure(probes: dict[str, list[dict[str, Any]]]) -> Any:
 
 
 def budget_figure(errors: pd.DataFrame) -> Any:
-    """Error against budget per estimator, source auto, last probe."""
+    """Error against budget per estimator, source auto, last probe.
+
+    k counts padding too, so a large budget can keep every valid row: that is exact, and no point.
+    """
     last = errors[(errors["source"] == "auto") & errors["is_last"]]
 
     def draw(axis: Axes, task: str) -> None:
@@ -136,9 +139,14 @@ def source_figure(errors: pd.DataFrame) -> Any:
     return panels(tasks, draw, f"relative squared error of dW\nat budget {BUDGET:g}")
 
 
-def winners_figure(winners: pd.DataFrame) -> Any:
-    """Share of the k slots that go to winners, against budget, by source, last probe."""
+def winners_figure(winners: pd.DataFrame, errors: pd.DataFrame) -> Any:
+    """Share of the k slots that go to winners, against budget, by source, last probe.
+
+    Budgets that keep every valid row are left out: there is nothing to win.
+    """
+    drawn = errors.loc[errors["is_last"], ["task", "budget"]]
     last = winners[winners["is_last"] & winners["source"].isin(["none", "position", "auto"])]
+    last = last.merge(drawn.drop_duplicates())
 
     def draw(axis: Axes, task: str) -> None:
         for source, rows in last[last["task"] == task].groupby("source", sort=False):
@@ -153,22 +161,13 @@ def winners_figure(winners: pd.DataFrame) -> Any:
 def variance_table(errors: pd.DataFrame) -> str:
     """Markdown: geometric mean of the error per layer type, source auto, budget 0.3, last probe."""
     chosen = errors[(errors["source"] == "auto") & (errors["budget"] == BUDGET) & errors["is_last"]]
-    chosen = chosen.rename(columns={"layer_type": "layers"})
+    chosen = pd.concat([chosen, chosen.assign(layer_type="all")])
     estimators = list(dict.fromkeys(chosen["estimator"]))
-    table = chosen.pivot_table(
-        index=["task", "layers"], columns="estimator", values="error", aggfunc=geometric_mean
-    )[estimators]
-    whole = chosen.pivot_table(
-        index="task", columns="estimator", values="error", aggfunc=geometric_mean
-    )[estimators]
-    whole.index = pd.MultiIndex.from_tuples([(task, "all") for task in whole.index])
-    table = (
-        pd.concat([table, whole])
-        .sort_index()
-        .map("{:.2g}".format)
-        .reset_index(names=["task", "layers"])
-    )
-    return table.to_markdown(index=False, disable_numparse=True) + "\n"
+    groups = chosen.groupby(["task", "layer_type", "estimator"], sort=False)["error"]
+    table = groups.apply(geometric_mean).unstack()[estimators].map("{:.2g}".format)
+    n = groups.size().unstack()[estimators[0]].astype(str)
+    table.insert(0, "layers", n)
+    return table.reset_index().to_markdown(index=False, disable_numparse=True) + "\n"
 
 
 def variance(folder: Path, output: Path) -> None:
@@ -178,7 +177,7 @@ def variance(folder: Path, output: Path) -> None:
     save(winner_mass_figure(probes), output / "figures" / "variance_winner_mass")
     save(budget_figure(errors), output / "figures" / "variance_budget")
     save(source_figure(errors), output / "figures" / "variance_source")
-    save(winners_figure(winners), output / "figures" / "variance_winners")
+    save(winners_figure(winners, errors), output / "figures" / "variance_winners")
     table = output / "tables" / "variance.md"
     table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text(variance_table(errors))

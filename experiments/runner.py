@@ -71,8 +71,8 @@ def run(config: DictConfig) -> RunRecord:
     finally:
         record.provenance["seconds"] = time.perf_counter() - started
         write_record(record, path)
-        if config.logging.name == "wandb" and "wandb" in sys.modules:
-            sys.modules["wandb"].finish()  # or the next run of a sweep would log into this one
+        if config.logging.name == "wandb" and (wandb := sys.modules.get("wandb")):
+            wandb.finish()  # or the next run of a sweep would log into this one
     show(record, path)
     return record
 
@@ -145,7 +145,7 @@ def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
 
     if config.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    resume_from = training.last_checkpoint(folder)
+    resume_from = training.keep_last_checkpoint(folder)
     probe = None
     if sampler is not None and "probe_steps" in config.measure:
         probe = VarianceProbe(model, sampler, config.measure)

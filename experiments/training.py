@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,14 @@ class Checkpoints(TrainerCallback):
         file.with_suffix(".part").replace(file)  # the last file of a checkpoint, and whole
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in ``folder`` that was written to its end, if there is one."""
+def keep_last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in ``folder`` that was written to its end; the others are removed."""
     whole = [file.parent for file in folder.glob(f"checkpoint-*/{STATE_FILE}")]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    for path in folder.glob("checkpoint-*"):
+        if path != last:
+            shutil.rmtree(path)  # or the Trainer, which keeps one, might take it for the newest
+    return last
 
 
 def training_arguments(config: Any, folder: Path) -> TrainingArguments:

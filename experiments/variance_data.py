@@ -45,13 +45,21 @@ def layer_type(name: str) -> str:
 
 
 def geometric_mean(values: Any) -> float:
-    """exp of the mean log; an error of zero counts as 1e-12."""
-    return float(np.exp(np.log(np.maximum(np.asarray(values, dtype=float), 1e-12)).mean()))
+    """exp of the mean log of positive values."""
+    return float(np.exp(np.log(np.asarray(values, dtype=float)).mean()))
 
 
 def error_frame(probes: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
-    """Columns task, step, epoch, is_first, is_last, layer_type, the choice, and error."""
-    return _frame(probes, "errors", {"relative_squared_error": "error"})
+    """Columns task, step, epoch, is_first, is_last, layer, layer_type, the choice, and error.
+
+    A layer that some choice estimates exactly is left out at that budget, for all choices alike: a
+    zero has no place in a geometric mean, and a small stand-in for it would decide the mean. Above
+    the last attention only [CLS] has a gradient, so a few winners are exact there; and k counts
+    padding, so a large budget can keep every valid row.
+    """
+    frame = _frame(probes, "errors", {"relative_squared_error": "error"})
+    place = [frame[key] for key in ("task", "step", "budget", "layer")]
+    return frame[frame["error"].groupby(place).transform("min") > 0]
 
 
 def winner_frame(probes: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
@@ -76,5 +84,6 @@ def _frame(
                 choice = {key: value for key, value in entry.items() if key not in lists}
                 for index, layer in enumerate(probe["layers"]):
                     values = {new: entry[old][index] for old, new in lists.items()}
-                    rows.append({**place, "layer_type": layer_type(layer), **choice, **values})
+                    names = {"layer": layer, "layer_type": layer_type(layer)}
+                    rows.append({**place, **names, **choice, **values})
     return pd.DataFrame(rows)
