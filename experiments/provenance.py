@@ -25,6 +25,7 @@ def provenance() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),

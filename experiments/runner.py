@@ -121,6 +121,13 @@ def check_numbers(config: DictConfig) -> None:
             raise UserError(f"{name}={value!r} must be {'an integer' if whole else 'a number'}")
         if not math.isfinite(value) or (value < 0 and name != "training.max_steps"):
             raise UserError(f"{name}={value} must be finite and not below 0")
+    if config.training.max_steps == 0:
+        raise UserError("training.max_steps=0 trains nothing; -1 leaves the end to training.epochs")
+    if config.training.warmup_ratio >= 1:
+        raise UserError(
+            f"training.warmup_ratio={config.training.warmup_ratio} is a share of all steps, in "
+            "[0, 1), for instance 0.06"
+        )
 
 
 def existing(path: Path, overwrite: bool) -> RunRecord | None:

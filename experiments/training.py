@@ -122,9 +122,7 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
     t = config.training
     steps = t.checkpoint_steps
     # Said plainly: without an accelerator the Trainer refuses bf16 unless told to use the CPU.
-    on_cpu = t.device == "cpu" or not (
-        torch.cuda.is_available() or torch.backends.mps.is_available()
-    )
+    on_cpu = t.device == "cpu" or not torch.cuda.is_available()  # Apple's GPU has no float64
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=t.epochs,
@@ -150,7 +148,7 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
         run_name=folder.name,
         remove_unused_columns=False,  # sample_ids are ours; BatchFacts takes them out
         disable_tqdm=not (t.progress and sys.stderr.isatty()),
-        dataloader_pin_memory=not on_cpu and torch.cuda.is_available(),
+        dataloader_pin_memory=not on_cpu,
     )
 
 

@@ -150,10 +150,12 @@ def catch(model: PreTrainedModel, sampler: Sampler, inputs: dict[str, Tensor]) -
 
             hooks.append(module.register_forward_hook(forward))
     config, sampler.config = sampler.config, replace(sampler.config, estimator="full")
-    with torch.random.fork_rng(devices=[]):
+    counted = sampler.rows_seen, sampler.rows_kept
+    with torch.random.fork_rng():
         loss = model.forward(**inputs).loss  # not model(...): the hooks of a training step wait
         loss.backward()
     sampler.config = config
+    sampler.rows_seen, sampler.rows_kept = counted
     model.zero_grad(set_to_none=True)
     for hook in hooks:
         hook.remove()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
@@ -20,10 +19,10 @@ def sample_linears_(
     num_samples: int | None = None,
     max_tokens: int | None = None,
 ) -> Sampler:
-    """Replace linear layers of ``model`` by ``SampledLinear``, in place.
+    """Turn linear layers of ``model`` into ``SampledLinear``, in place.
 
-    Parameters are shared, not copied: state-dict keys, tying, ``requires_grad``, device and an
-    optimizer that was made before all stay as they are.
+    The layers stay the same objects with the same parameters: state-dict keys, tying,
+    ``requires_grad``, hooks, device and an optimizer that was made before all stay as they are.
 
     Args:
         model: any module. By default every trainable ``nn.Linear`` in its transformer blocks (the
@@ -59,19 +58,20 @@ def sample_linears_(
             f"{listed or '  none'}\nGive include=['*'] or glob patterns over these names."
         )
     sampler = Sampler(config, names, skipped, num_samples, max_tokens)
-    layers = {id(linears[name]): _sampled(linears[name], name, sampler) for name in names}
-    _replace(model, layers)
+    for name in names:
+        layer = linears[name]
+        # The object stays: whoever holds the layer, its hooks or its parameters, holds them still.
+        layer.__class__ = SampledLinear
+        layer.sampler, layer.name = sampler, name  # type: ignore[assignment]
     return sampler
 
 
 def restore_linears_(model: nn.Module) -> None:
     """Turn every ``SampledLinear`` of ``model`` back into ``nn.Linear``, in place."""
-    layers: dict[int, nn.Module] = {}
-    for module in model.modules():
+    for module in [*model.modules()]:
         if isinstance(module, SampledLinear):
-            plain = layers[id(module)] = _recast(module, nn.Linear)
-            del plain.sampler, plain.name
-    _replace(model, layers)
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+            del module.sampler, module.name
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
@@ -98,8 +98,6 @@ def _reason_to_skip(
         return "its forward was replaced on the instance"
     if not module.weight.requires_grad:
         return "frozen: it saves nothing"
-    if not name:
-        return "the model itself: nothing holds it that could hold another layer"
     return None
 
 
@@ -107,28 +105,3 @@ def _matches(name: str, pattern: Pattern) -> bool:
     if callable(pattern):
         return bool(pattern(name))
     return any(fnmatchcase(name, glob) for glob in pattern)
-
-
-def _recast(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
-    """A module of class ``cls`` with the very parameters, hooks and attributes of ``module``."""
-    new = cls.__new__(cls)
-    new.__dict__.update(module.__dict__)
-    # Registering on one module must leave the other alone; hooks are shared, or the handles that
-    # remove them would no longer work.
-    for registry in ("_parameters", "_buffers", "_modules"):
-        new.__dict__[registry] = copy.copy(module.__dict__[registry])
-    return new
-
-
-def _sampled(module: nn.Module, name: str, sampler: Sampler) -> nn.Module:
-    layer = _recast(module, SampledLinear)
-    layer.sampler, layer.name = sampler, name  # type: ignore[assignment]
-    return layer
-
-
-def _replace(model: nn.Module, layers: dict[int, nn.Module]) -> None:
-    """Put ``layers[id(old)]`` wherever ``old`` is held, also where it is held twice."""
-    for parent in [*model.modules()]:
-        for key, child in [*parent._modules.items()]:
-            if id(child) in layers:
-                parent._modules[key] = layers[id(child)]

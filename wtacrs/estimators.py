@@ -143,9 +143,10 @@ def check_estimator(estimator: str) -> None:
 
 def check_budget(budget: float) -> None:
     """Raise ValueError unless ``budget`` is in (0, 1]."""
-    if not 0.0 < budget <= 1.0:
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
         raise ValueError(
-            f"budget={budget} is outside (0, 1]; it is the share of rows kept, for instance 0.3"
+            f"budget={budget!r} is not a number in (0, 1]; "
+            "it is the share of rows kept, for instance 0.3"
         )
 
 

@@ -111,7 +111,14 @@ class GradNorms:
         max_tokens: int | None = None,
         limit_gib: float = 4.0,
     ) -> None:
-        has_shape = num_samples is not None and max_tokens is not None
+        if (num_samples is None) != (max_tokens is None) or min(
+            num_samples or 1, max_tokens or 1
+        ) < 1:
+            raise ValueError(
+                f"num_samples={num_samples}, max_tokens={max_tokens}: give both, each at least 1, "
+                "or neither; they are the shape of the gradient-norm table"
+            )
+        has_shape = num_samples is not None
         if source == "sample" and not has_shape:
             raise ValueError(
                 "grad_norms='sample' keeps a norm per training sample and token: give "
@@ -124,23 +131,27 @@ class GradNorms:
         self._inputs: set[str] = set()
         self._means: dict[str, PositionalMean] = {}
         self._tables: dict[str, Tensor] = {}  # (num_samples, max_tokens) bf16 on the host
-        self._pending: dict[str, tuple[Tensor, Tensor]] = {}  # (sample_ids, norms on the device)
+        # (input, sample_ids, norms on the device), waiting for the next flush
+        self._pending: list[tuple[str, Tensor, Tensor]] = []
 
-    def check_batch(self, sample_ids: Tensor, t: int | None) -> None:
-        """Raise ValueError for sample ids or a length that the table has no place for."""
+    def check_ids(self, sample_ids: Tensor) -> None:
+        """Raise ValueError for sample ids that the table has no row for."""
         if self.table_shape is None or not sample_ids.numel():
             return
-        num_samples, max_tokens = self.table_shape
+        num_samples = self.table_shape[0]
         lowest, highest = int(sample_ids.min()), int(sample_ids.max())
         if lowest < 0 or highest >= num_samples:
             raise ValueError(
                 f"sample ids {lowest}..{highest} leave the range 0..{num_samples - 1} of the "
                 "gradient-norm table; number the training samples from 0, or raise num_samples"
             )
-        if t is not None and t > max_tokens:
+
+    def check_length(self, t: int) -> None:
+        """Raise ValueError for a sequence longer than the table."""
+        if self.table_shape is not None and t > self.table_shape[1]:
             raise ValueError(
                 f"a sequence of {t} tokens is longer than the gradient-norm table's "
-                f"max_tokens={max_tokens}; truncate the data or raise max_tokens"
+                f"max_tokens={self.table_shape[1]}; truncate the data or raise max_tokens"
             )
 
     def expect(self, name: str) -> None:
@@ -183,6 +194,8 @@ class GradNorms:
 
     def observe(self, name: str, batch: Batch, norms: Tensor) -> None:
         """Take ||dY_n||, (b * t,), from the backward pass. Nothing waits for the device here."""
+        if self.source == "none":
+            return
         norms = norms.detach().reshape(batch.b, batch.t)
         if name not in self._means:
             self._means[name] = PositionalMean()
@@ -190,11 +203,11 @@ class GradNorms:
         if self.table_shape is not None and batch.sample_ids is not None:
             # Padding is stored as zero: it is masked whenever the sample comes again.
             kept = torch.where(torch.isfinite(norms), norms, UNSEEN)
-            self._pending[name] = (batch.sample_ids, kept.bfloat16())
+            self._pending.append((name, batch.sample_ids, kept.bfloat16()))
 
     def flush(self) -> None:
         """Write pending norms into the host table; on a GPU this waits for the last backward."""
-        for name, (sample_ids, norms) in self._pending.items():
+        for name, sample_ids, norms in self._pending:
             if name not in self._tables and self.table_shape is not None:
                 self._tables[name] = torch.full(self.table_shape, UNSEEN, dtype=torch.bfloat16)
             self._tables[name][sample_ids, : norms.shape[1]] = norms.cpu()
@@ -216,6 +229,12 @@ class GradNorms:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, table in state["tables"].items():
+            if tuple(table.shape) != self.table_shape:
+                raise ValueError(
+                    f"the saved gradient norms of {name!r} have shape {tuple(table.shape)}, this "
+                    f"sampler's table {self.table_shape}; give the same num_samples and max_tokens"
+                )
         self._pending.clear()
         self._tables = {name: table.clone() for name, table in state["tables"].items()}
         self._means = {}

@@ -101,8 +101,8 @@ class SampledLinearFunction(torch.autograd.Function):
 class SampledLinear(nn.Linear):
     """An ``nn.Linear`` that samples its saved input while training.
 
-    Made by ``sample_linears_``; it shares the parameters and hooks of the layer it replaces. In
-    eval mode, without grad, or with a frozen weight it is that layer, bit for bit.
+    Made by ``sample_linears_`` from an ``nn.Linear``. In eval mode, without grad, or with a frozen
+    weight it computes what that layer does, bit for bit.
     """
 
     sampler: Sampler

@@ -64,10 +64,13 @@ class Sampler:
         self._generators: dict[torch.device, torch.Generator] = {}
         self._sample_ids: Tensor | None = None
         self._mask: Mask | None = None
+        self._overlaps = self._backward_ran = False
         self._inputs = WeakTensorKeyDictionary()  # input tensor -> _SharedInput
 
     def start_batch(self, sample_ids: Tensor | None = None, mask: Mask | None = None) -> None:
         """Tell the facts of the next batch, before its forward pass. Both are optional.
+
+        They hold until that batch's backward pass has run. Inputs are taken as batch first.
 
         Args:
             sample_ids: (b,) int64, the positions of the samples in the training set. With them
@@ -94,9 +97,15 @@ class Sampler:
                     f"sample_ids have shape {tuple(sample_ids.shape)} and the masks "
                     f"{[tuple(one.shape) for one in masks]}; give (batch,) and (batch, tokens)"
                 )
+            if sample_ids.is_floating_point():
+                raise ValueError(f"sample_ids are {sample_ids.dtype}; give integers")
             sample_ids = sample_ids.to("cpu", torch.int64)
-            longest = max((one.shape[1] for one in masks), default=None)
-            self.grad_norms.check_batch(sample_ids, longest)
+            self.grad_norms.check_ids(sample_ids)
+            for one in masks:
+                self.grad_norms.check_length(one.shape[1])
+        had_facts = self._mask is not None or self._sample_ids is not None
+        self._overlaps = had_facts and not self._backward_ran
+        self._backward_ran = False
         self._sample_ids, self._mask = sample_ids, mask
 
     @torch.no_grad()
@@ -133,30 +142,42 @@ class Sampler:
         norms = record = mask = None
         if batch is not None:
             if batch.sample_ids is not None:
-                self.grad_norms.check_batch(batch.sample_ids, batch.t)
+                self.grad_norms.check_length(batch.t)
             norms = self.grad_norms.estimate(name, batch, x.device)
             mask = None if batch.mask is None else batch.mask.reshape(-1)
-            if self.config.grad_norms != "none":
-                self.grad_norms.expect(name)
-                record = NormRecord(lambda dy: self.grad_norms.observe(name, batch, dy))
+            self.grad_norms.expect(name)
+            record = NormRecord(lambda dy: self._observe(name, batch, dy))
         probabilities = row_probabilities(flat, norms, mask, self.config.floor)
         selection = draw(self.config.estimator, probabilities, k, self._generator(x.device))
         return _SharedInput(x._version, selection, record)
 
     def batch_of(self, name: str, x: Tensor) -> Batch | None:
-        """The batch facts that fit ``x``, or None when its rows are not (sample, token) pairs."""
-        if x.dim() < 3:
-            rows = x.shape[:-1].numel()
-            mask = self._mask_of(name)
-            if mask is None or mask.numel() != rows:
-                return None
-            b, t = mask.shape
-        else:
+        """The batch facts that fit ``x``, or None when nothing is known of its rows."""
+        mask, ids = (self._mask_of(name), self._sample_ids) if self._facts_hold() else (None, None)
+        if x.dim() >= 3:
             b, t = x.shape[:-2].numel(), x.shape[-2]
-            mask = self._mask_of(name)
-            mask = mask if mask is not None and mask.shape == (b, t) else None
-        ids = self._sample_ids
+        elif mask is not None and isinstance(self._mask, Mapping) and mask.numel() == x.shape[0]:
+            b, t = mask.shape  # flattened (b * t, i): only where a mask is named for this layer
+        elif ids is not None and x.dim() == 2 and ids.numel() == x.shape[0]:
+            b, t = x.shape[0], 1  # a sample is a row
+        else:
+            return None
+        mask = mask if mask is not None and mask.shape == (b, t) else None
         return Batch(b, t, ids if ids is not None and ids.numel() == b else None, mask)
+
+    def _facts_hold(self) -> bool:
+        """Whether the current forward pass is of the batch that ``start_batch`` told of.
+
+        A wrong mask would bias dW, no mask only costs variance. So in doubt there is none: in a
+        new forward pass after the batch's backward pass, and in one that recomputes an earlier
+        batch (activation checkpointing) while two are under way.
+        """
+        recomputes = torch._C._current_graph_task_id() != -1
+        return not (self._overlaps if recomputes else self._backward_ran)
+
+    def _observe(self, name: str, batch: Batch, norms: Tensor) -> None:
+        self._backward_ran = True
+        self.grad_norms.observe(name, batch, norms)
 
     def _mask_of(self, name: str) -> Tensor | None:
         if self._mask is None or isinstance(self._mask, Tensor):

@@ -80,18 +80,27 @@ def test_a_layer_with_a_forward_of_its_own_is_left_alone():
     assert "forward" in sampler.skipped["patched"]
 
 
-@pytest.mark.parametrize("kind", ["nothing matches", "no linear", "the model itself"])
+@pytest.mark.parametrize("kind", ["nothing matches", "no linear"])
 def test_no_match_lists_the_names(kind, make_encoder):
     model, include, words = {
         "nothing matches": (make_encoder(), ["blocks.*"], [*IN_THE_BLOCK, "embed", "head"]),
         "no linear": (nn.ModuleList([nn.ReLU()]), ["*"], ["none"]),
-        "the model itself": (nn.Linear(4, 4), ["*"], ["the model itself"]),
     }[kind]
     with pytest.raises(ValueError, match="no linear layer matches") as error:
         sample_linears_(model, SamplingConfig(include=include))
     message = str(error.value)
     assert all(word in message for word in [*words, f"include={include}", "Give include"])
     assert not sampled_names(model)
+
+
+def test_the_objects_stay():
+    """Whoever holds a layer holds the sampled one, and a model may be a layer."""
+    layer = nn.Linear(4, 4)
+    sample_linears_(layer, EVERYTHING)
+    assert isinstance(layer, SampledLinear)
+    restore_linears_(layer)
+    assert type(layer) is nn.Linear
+    assert not {"sampler", "name"} & layer.__dict__.keys()
 
 
 def test_swapping_twice_is_an_error(make_encoder):

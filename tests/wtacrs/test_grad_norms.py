@@ -117,11 +117,23 @@ def test_a_layer_without_gradient_delivers_nothing(make_layer):
     assert layers["q"].weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(None, None), (4, None), (None, 3)])
-def test_the_table_needs_its_shape(shape):
+def test_the_table_needs_its_shape():
     with pytest.raises(ValueError, match=r"'sample'.*num_samples and max_tokens.*'position'"):
-        GradNorms("sample", *shape)
-    GradNorms("auto", *shape)
+        GradNorms("sample")
+    GradNorms("auto")
+
+
+@pytest.mark.parametrize("shape", [(4, None), (None, 3), (-4, 3), (4, -1)])
+def test_half_a_table_shape_is_an_error(shape):
+    with pytest.raises(ValueError, match=r"give both, each at least 1"):
+        GradNorms("auto", *shape)
+
+
+def test_a_state_of_another_shape_is_refused():
+    norms = GradNorms("auto", 4, 3)
+    norms.observe("fc", Batch(1, 3, torch.tensor([2])), torch.ones(3))
+    with pytest.raises(ValueError, match=r"shape \(4, 3\).*same num_samples and max_tokens"):
+        GradNorms("auto", 5, 3).load_state_dict(norms.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,94 @@
+"""Memory of one step and times of many, against what is known beforehand."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from experiments import measure
+from experiments.measure import StepTimer, describe_throughput, measure_memory
+from experiments.models import load_model
+from experiments.tasks import load_task
+from experiments.training import BatchFacts, build_trainer, longest_batch
+from experiments.tuning import sample
+
+
+@pytest.fixture
+def trained(make_resolved, tmp_path):
+    """Factory: trains two steps; returns what ``measure_memory`` takes."""
+
+    def train(*overrides):
+        config = make_resolved("training.max_steps=2", *overrides)
+        data = load_task(config.task, None, 0)
+        model = load_model(config.model, data.num_labels, data.regression)
+        sampler = sample(model, config, len(data.train), data.max_tokens)
+        BatchFacts(model, sampler)
+        trainer = build_trainer(config, model, None, data, tmp_path, [])
+        trainer.eval_dataset = {"validation": data.train.select(range(2))}
+        trainer.train()
+        return trainer, model, longest_batch(data.train, 8), sampler
+
+    return train
+
+
+def test_memory_of_a_step(trained):
+    full, sampled = trained("estimator=full"), trained("estimator=wtacrs")
+    memory = {name: measure_memory(*what) for name, what in (("full", full), ("wtacrs", sampled))}
+    for name, (_, model, _, _) in (("full", full), ("wtacrs", sampled)):
+        measured = memory[name]
+        weights = sum(p.nbytes for p in model.parameters())
+        assert measured["parameter_bytes"] == measured["gradient_bytes"] == weights
+        assert 2 * weights < measured["optimizer_bytes"] < 2.01 * weights  # AdamW: two, and steps
+        assert measured["peak_bytes"] > weights * 4 + measured["saved_bytes"] / 2
+        assert (measured["method"], measured["reserved_bytes"]) == ("storage tracker", None)
+        assert all(p.grad is None for p in model.parameters())
+    assert memory["full"]["host_cache_bytes"] == 0
+    assert memory["wtacrs"]["host_cache_bytes"] == 8 * 64 * 16 * 2  # inputs, rows, tokens, bytes
+    assert memory["wtacrs"]["peak_bytes"] < memory["full"]["peak_bytes"]
+    assert memory["wtacrs"]["saved_bytes"] < memory["full"]["saved_bytes"]
+    assert measure_memory(*sampled) == memory["wtacrs"]
+    assert measure_memory(*full) == memory["full"]
+
+
+def test_memory_shrinks_with_the_budget(trained):
+    trainer, model, rows, sampler = trained()
+    saved = []
+    for budget in (1.0, 0.5, 0.1):
+        object.__setattr__(sampler.config, "budget", budget)
+        saved.append(measure_memory(trainer, model, rows, sampler)["saved_bytes"])
+    assert saved == sorted(saved, reverse=True)
+    assert len(set(saved)) == 3
+
+
+def facts(samples, tokens):
+    return SimpleNamespace(samples=samples, tokens=[torch.tensor(n) for n in tokens])
+
+
+def test_throughput_leaves_the_warm_up_out():
+    timer = StepTimer()
+    timer.seconds = [9.0, 1.0, 2.0, 3.0]
+    described = describe_throughput(timer, facts([8, 8, 8, 2], [99, 30, 20, 10]), 1)
+    assert described["samples_per_second"] == pytest.approx(18 / 6)
+    assert described["tokens_per_second"] == pytest.approx(60 / 6)
+    assert described["step_seconds"] == pytest.approx({"median": 2.0, "p10": 1.2, "p90": 2.8})
+    assert (described["steps_timed"], described["warmup_steps"]) == (3, 1)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_throughput_of_a_run_within_the_warm_up(steps):
+    timer = StepTimer()
+    timer.seconds = [1.0] * steps
+    described = describe_throughput(timer, facts([8] * steps, [9] * steps), 2)
+    unknown = ("samples_per_second", "tokens_per_second", "step_seconds")
+    assert all(described[key] is None for key in unknown)
+    assert (described["steps_timed"], described["warmup_steps"]) == (0, 2)
+
+
+def test_timer_leaves_out_what_lies_between_steps(monkeypatch):
+    clock = iter([1.0, 1.5, 7.0, 7.25])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    timer, args = StepTimer(), SimpleNamespace(device=torch.device("cpu"))
+    for _ in range(2):
+        timer.on_step_begin(args, None, None)
+        timer.on_step_end(args, None, None)
+    assert timer.seconds == [0.5, 0.25]

@@ -1,0 +1,76 @@
+"""Every shipped YAML file composes, is one decision, and every experiment starts."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from experiments import runner
+from wtacrs import ESTIMATORS
+
+CONF = Path(__file__).parents[1] / "conf"
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+CHOICES = [f"{path.parent}={path.stem}" for path in FILES if path.parent.name]
+EXPERIMENTS = [choice for choice in CHOICES if choice.startswith("experiment=")]
+TINY = (
+    *("model=digits_tiny", "task=digits", "task.max_train_rows=16", "task.max_length=8"),
+    *("training.max_steps=2", "training.batch_size=8"),
+)
+SMALLER = {"experiment=variance": ("measure.probe_steps=[1]", "measure.budgets=[0.3]")}
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+@pytest.fixture(autouse=True)
+def _away_from_the_world(monkeypatch, tmp_path):
+    monkeypatch.delenv("GLUE_DIR", raising=False)
+    monkeypatch.setattr(runner, "CHECKPOINTS", tmp_path / "checkpoints")
+
+
+def test_default_run():
+    config = composed()
+    assert config.model.path == "google-bert/bert-base-uncased"
+    assert (config.task.name, config.estimator.name, config.budget) == ("sst2", "wtacrs", 0.3)
+    assert (config.tuning.name, config.logging.name, config.seed) == ("full", "none", 0)
+    assert config.task.data_dir is None
+    runner.resolve(config)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_choice_composes(choice):
+    config = composed(choice)
+    group, name = choice.split("=")
+    if "name" in config.get(group, {}):
+        assert config[group].name == name
+    if group != "hydra":  # which is no part of a run's config
+        runner.resolve(config)
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_file_is_one_decision(file):
+    text = (CONF / file).read_text()
+    assert len(text.splitlines()) <= 25
+    assert text.startswith("# ")
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+@pytest.mark.parametrize("choice", EXPERIMENTS)
+def test_experiment_starts(choice, tmp_path):
+    overrides = (*TINY, *SMALLER.get(choice, ()), f"results_dir={tmp_path}")
+    record = runner.run(composed(choice, *overrides))
+    assert record.status == "completed"
+
+
+def test_environment_names_the_glue_folder(monkeypatch):
+    monkeypatch.setenv("GLUE_DIR", "/glue")
+    assert composed().task.data_dir == "/glue"
+    assert composed("task=digits").task.data_dir is None
+
+
+def test_every_estimator_has_a_file():
+    shipped = {path.stem for path in FILES if path.parent.name == "estimator"}
+    assert shipped == {"full", *ESTIMATORS}
