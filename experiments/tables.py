@@ -103,6 +103,7 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
         mean = cell(100 * row[name], "{:.1f}")
         return f"{mean} ± {cell(100 * row[f'{name}_std'], '{:.1f}')}"
 
+    ambiguous = table.duplicated(["task", "model", "tuning", "estimator", "budget"]).any()
     rows = []
     for _, row in table.iterrows():
         full = row["estimator"] == "full"
@@ -112,6 +113,8 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
                 "model": row["model"],
                 "tuning": row["tuning"],
                 "estimator": "full" if full else f"{row['estimator']}@{row['budget']:g}",
+                # Only where names do not tell rows apart: the hashes, as in the CSV.
+                **({"settings": f"{row['settings']} {row['sampling']}"} if ambiguous else {}),
                 "metric": row["metric"],
                 "best epoch": score(row, "best"),
                 "last epoch": score(row, "last"),
@@ -154,7 +157,7 @@ def splice(document: Path, table: str, mark: str) -> None:
     document.write_text(f"{before}{begin}\n{table}{end}{after}", encoding="utf-8")
 
 
-_WORDS = ("task", "model", "tuning", "estimator", "metric")
+_WORDS = ("task", "model", "tuning", "estimator", "settings", "metric")
 
 
 def main(arguments: list[str] | None = None) -> int:
