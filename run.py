@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
             raise  # Hydra goes on with the sweep and fails at its end
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; the same command runs it again", file=sys.stderr)
         sys.exit(130)
 
 

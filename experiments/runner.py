@@ -67,7 +67,7 @@ def run(config: DictConfig) -> RunRecord:
             raise
         if record.status == "failed" and not isinstance(error, UserError):
             traceback.print_exc()
-        raise RunError(f"{str(error) or type(error).__name__}\nrecord: {path}") from error
+        raise RunError(f"{str(error) or type(error).__name__}\nrecord: {path}") from None
     finally:
         record.provenance["seconds"] = time.perf_counter() - started
         write_record(record, path)

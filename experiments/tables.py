@@ -114,7 +114,11 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
                 "tuning": row["tuning"],
                 "estimator": "full" if full else f"{row['estimator']}@{row['budget']:g}",
                 # Only where names do not tell rows apart: the hashes, as in the CSV.
-                **({"settings": f"{row['settings']} {row['sampling']}"} if ambiguous else {}),
+                **(
+                    {"settings": row["settings"] + ("" if full else f" {row['sampling']}")}
+                    if ambiguous
+                    else {}
+                ),
                 "metric": row["metric"],
                 "best epoch": score(row, "best"),
                 "last epoch": score(row, "last"),

@@ -18,7 +18,8 @@ SECTIONS = {  # ARCHITECTURE section 7
     " optimizer_bytes saved_bytes host_cache_bytes",
     "throughput": "samples_per_second tokens_per_second step_seconds steps_timed warmup_steps",
     "sampling": "layers skipped rows_kept_fraction",
-    "provenance": "git_commit git_dirty packages python platform cpu threads started_at seconds",
+    "provenance": "git_commit git_dirty packages python platform device_name cpu threads"
+    " started_at seconds",
 }
 SHORT = ("measure.memory=false",)
 
@@ -228,6 +229,8 @@ def test_regression(make_config, tiny_glue):
         ("estimator.include=dense", "include='dense' is a string"),
         ("training.epochs=0", "training.epochs=0 must be above 0"),
         ("training.batch_size=0", "training.batch_size=0 must be above 0"),
+        ("training.max_steps=0", "training.max_steps=0 trains nothing; -1 leaves"),
+        ("training.warmup_ratio=1", "warmup_ratio=1 is a share of all steps"),
         ("training.batch_size=2.5", "training.batch_size=2.5 must be an integer"),
         ("training.learning_rate=.nan", "training.learning_rate=nan must be finite"),
         ("training.precision=fp16", "'fp16' is unknown; choose fp32 or bf16"),

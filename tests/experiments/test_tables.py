@@ -91,6 +91,8 @@ def test_other_settings_are_another_row(override, add, folder):
     add(best=0.5)
     add(override, best=0.7)
     assert sorted(row["best"] for row in rows(folder)) == [0.5, 0.7]
+    text = display(aggregate(load_runs(folder))).drop(columns=["best epoch", "last epoch"])
+    assert not text.duplicated().any()  # and the two can be told apart
 
 
 def test_ratios_are_within_the_same_settings(two_seeds, add, folder):
