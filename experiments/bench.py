@@ -1,7 +1,8 @@
-"""Time of sampling: python -m experiments.bench [step|selection].
+"""Time of sampling: python -m experiments.bench [step|step_without_dropout|selection].
 
 step: a whole training step of MiniLM (batch 32, sequence 128, float32, AdamW), sampled against
 full. The floating-point limit is (2 + budget) / 3 of the linear layers' share.
+step_without_dropout: the same with dropout 0, whose random numbers cost a CPU much.
 selection: what choosing and gathering rows adds to one linear layer, 4,096 rows, 768 -> 3,072.
 
 Machines are noisy, so the two sides of a comparison alternate in one process, each pair gives a
@@ -15,6 +16,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +82,16 @@ def training_step(model: nn.Module, sampler: Sampler | None) -> Callable[[], Non
     return step
 
 
-def bench_step(estimators: list[str], budget: float, pairs: int) -> dict[str, Any]:
+def bench_step(
+    estimators: list[str], budget: float, pairs: int, dropout: bool = True
+) -> dict[str, Any]:
     """Ratio of the sampled to the full training step, for each estimator."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = OmegaConf.load(CONF / "model" / "minilm.yaml")
     full = load_model(config, num_labels=2, regression=False).to(device).train()
+    for module in full.modules():
+        if isinstance(module, nn.Dropout) and not dropout:
+            module.p = 0.0
     ratios = {}
     for estimator in estimators:
         sampled = copy.deepcopy(full)
@@ -128,7 +135,11 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    benches = {"step": bench_step, "selection": bench_selection}
+    benches: dict[str, Callable[..., dict[str, Any]]] = {
+        "step": bench_step,
+        "step_without_dropout": partial(bench_step, dropout=False),
+        "selection": bench_selection,
+    }
     parser.add_argument("what", nargs="*", choices=[*benches, []], help="default: all")
     parser.add_argument("--estimators", nargs="+", default=["wtacrs"], choices=ESTIMATORS)
     parser.add_argument("--budget", type=float, default=0.3)
