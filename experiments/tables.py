@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     shown = Table(*text.columns)
     for row in text.itertuples(index=False):
         shown.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+    Console(width=None if sys.stdout.isatty() else 180).print(shown)
     print(f"{options.output.with_suffix('.md')} and .csv")
     return 0
 
