@@ -170,6 +170,19 @@ def variance_table(errors: pd.DataFrame) -> str:
     return table.reset_index().to_markdown(index=False, disable_numparse=True) + "\n"
 
 
+def probe_table(errors: pd.DataFrame) -> str:
+    """Markdown: geometric mean of the error over all layers at each probe, budget 0.3.
+
+    Columns are estimators with the source auto, and wtacrs with the source none.
+    """
+    chosen = errors[(errors["budget"] == BUDGET) & errors["source"].isin(["auto", "none"])]
+    chosen = chosen[(chosen["source"] == "auto") | (chosen["estimator"] == "wtacrs")]
+    column = chosen["estimator"] + chosen["source"].map({"auto": "", "none": ", none"})
+    groups = chosen.assign(column=column).groupby(["task", "step", "epoch", "column"])["error"]
+    table = groups.apply(geometric_mean).unstack().map("{:.3g}".format)
+    return table.reset_index().to_markdown(index=False, disable_numparse=True) + "\n"
+
+
 def variance(folder: Path, output: Path) -> None:
     """All that experiment=variance shows."""
     probes = load_probes(folder)
@@ -182,6 +195,9 @@ def variance(folder: Path, output: Path) -> None:
     table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text(variance_table(errors))
     print(table)
+    probes_table = table.with_name("variance_probes.md")
+    probes_table.write_text(probe_table(errors))
+    print(probes_table)
 
 
 def ablation(folder: Path, output: Path) -> None:

@@ -18,9 +18,8 @@ from rich.table import Table
 
 from experiments.errors import UserError
 from experiments.records import RunRecord, config_hash, read_record
+from experiments.report import MIB, MISSING
 
-MIB = 2**20
-MISSING = "–"
 # What tells settings apart once estimator, budget and seed are taken away.
 GROUP = ["task", "model", "tuning", "settings"]
 

@@ -39,27 +39,16 @@ def sample_linears_(
         ValueError: no layer matches (lists those there are), or the model is sampled already.
     """
     config = config or SamplingConfig()
-    linears = {name: module for name, module, _ in _linears(model)}
-    sampled = next((name for name, m in linears.items() if isinstance(m, SampledLinear)), None)
-    if sampled is not None:
-        raise ValueError(f"{sampled!r} is sampled already; call restore_linears_(model) first")
-    inside_blocks = {name for name, _, inside in _linears(model) if inside}
-    skipped = {}
-    for name, module in linears.items():
-        reason = _reason_to_skip(name, module, config, name in inside_blocks)
-        if reason is not None:
-            skipped[name] = reason
-    names = [name for name in linears if name not in skipped]
-    if not names:
+    chosen, skipped = _choose(model, config)
+    if not chosen:
         listed = "\n".join(f"  {name}: {why}" for name, why in [*skipped.items()][:20])
         raise ValueError(
             f"no linear layer matches include={config.include!r}, exclude={config.exclude!r}. "
             f"Linear layers of this {type(model).__name__} ({len(skipped)}):\n"
             f"{listed or '  none'}\nGive include=['*'] or glob patterns over these names."
         )
-    sampler = Sampler(config, names, skipped, num_samples, max_tokens)
-    for name in names:
-        layer = linears[name]
+    sampler = Sampler(config, [*chosen], skipped, num_samples, max_tokens)
+    for name, layer in chosen.items():
         # The object stays: whoever holds the layer, its hooks or its parameters, holds them still.
         layer.__class__ = SampledLinear
         layer.sampler, layer.name = sampler, name  # type: ignore[assignment]
@@ -72,6 +61,23 @@ def restore_linears_(model: nn.Module) -> None:
         if isinstance(module, SampledLinear):
             module.__class__ = nn.Linear  # type: ignore[assignment]
             del module.sampler, module.name
+
+
+def _choose(
+    model: nn.Module, config: SamplingConfig
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The linear layers to sample by name, and the reason for each other one."""
+    chosen: dict[str, nn.Module] = {}
+    skipped: dict[str, str] = {}
+    for name, module, inside_block in _linears(model):
+        if isinstance(module, SampledLinear):
+            raise ValueError(f"{name!r} is sampled already; call restore_linears_(model) first")
+        reason = _reason_to_skip(name, module, config, inside_block)
+        if reason is None:
+            chosen[name] = module
+        else:
+            skipped[name] = reason
+    return chosen, skipped
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:

@@ -107,6 +107,9 @@ def test_figures_and_table_are_written(records, tmp_path):
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert len(figures) == 8
     assert {name.split(".")[1] for name in figures} == {"png", "svg"}
+    probes = (tmp_path / "tables" / "variance_probes.md").read_text().splitlines()
+    assert len(probes) == 2 + 2  # head, and a row for each probe
+    assert "wtacrs, none" in probes[0]
     assert "| digits | all" in (tmp_path / "tables" / "variance.md").read_text()
 
 
