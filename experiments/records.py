@@ -24,6 +24,9 @@ NOT_HASHED = {
     "task": ("data_dir",),
     "training": ("progress", "checkpoint_steps"),
 }
+# What came later than the first records is left out while it has its default, so that these keep
+# their names.
+DEFAULTS = {"training": {"group_by_length": False}}
 
 
 class RecordError(UserError):
@@ -52,6 +55,11 @@ def config_hash(config: dict[str, Any], without: tuple[str, ...] = ()) -> str:
         target = kept if section == "" else kept.get(section, {})
         for key in keys:
             target.pop(key, None)
+    for section, defaults in DEFAULTS.items():
+        target = kept.get(section, {})
+        for key, default in defaults.items():
+            if target.get(key) == default:
+                target.pop(key, None)
     for key in without:
         kept.pop(key, None)
     text = json.dumps(kept, sort_keys=True)

@@ -135,6 +135,7 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
         max_grad_norm=t.max_grad_norm,
         bf16=t.precision == "bf16",
         use_cpu=on_cpu,
+        train_sampling_strategy="group_by_length" if t.group_by_length else "random",
         seed=config.seed,
         data_seed=config.seed,
         eval_strategy="epoch",
