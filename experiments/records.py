@@ -23,10 +23,14 @@ NOT_HASHED = {
     "": ("results_dir", "overwrite", "logging", "plugins"),
     "task": ("data_dir",),
     "training": ("progress", "checkpoint_steps"),
+    "memory": ("name", "sample_linears"),  # the other keys and the estimator say it all
 }
 # What came later than the first records is left out while it has its default, so that these keep
 # their names.
-DEFAULTS = {"training": {"group_by_length": False}}
+DEFAULTS = {
+    "training": {"group_by_length": False},
+    "memory": {"lossless": [], "gelu": "exact", "attention": "default", "recompute": "none"},
+}
 
 
 class RecordError(UserError):
@@ -60,6 +64,8 @@ def config_hash(config: dict[str, Any], without: tuple[str, ...] = ()) -> str:
         for key, default in defaults.items():
             if target.get(key) == default:
                 target.pop(key, None)
+        if not target:
+            kept.pop(section, None)
     for key in without:
         kept.pop(key, None)
     text = json.dumps(kept, sort_keys=True)
@@ -69,6 +75,8 @@ def config_hash(config: dict[str, Any], without: tuple[str, ...] = ()) -> str:
 def record_path(config: dict[str, Any]) -> Path:
     """The file of a run: its name says what it is, the hash tells apart what the name does not."""
     names = [config[group]["name"] for group in ("task", "model", "tuning", "estimator")]
+    if (memory := config.get("memory", {}).get("name", "plain")) not in ("plain", "linear"):
+        names.append(memory)
     stem = "-".join([*names, f"b{config['budget']:g}", f"s{config['seed']}", config_hash(config)])
     return Path(config["results_dir"]) / f"{stem}.json"
 

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 class SampledRows(NamedTuple):
     """What is kept of X: ``rows`` (k, i) in the compute dtype, ``indices`` (k,), ``scales`` (k,).
 
+    ``rows`` is None where whoever made X keeps it for the backward pass: then X is referenced.
     ``record`` takes the row norms of dY in the backward pass, or is None.
     """
 
-    rows: Tensor
+    rows: Tensor | None
     indices: Tensor
     scales: Tensor
     record: NormRecord | None
@@ -58,19 +59,25 @@ class SampledLinearFunction(torch.autograd.Function):
         x: Tensor,  # (..., i)
         weight: Tensor,  # (o, i)
         bias: Tensor | None,  # (o,)
-        rows: Tensor,  # (k, i)
+        rows: Tensor | None,  # (k, i)
         indices: Tensor,  # (k,)
         scales: Tensor,  # (k,)
         record: NormRecord | None,
     ) -> Tensor:
         ctx.record = record
-        ctx.x_dtype = x.dtype
+        ctx.x_dtype, ctx.dtype = x.dtype, compute_dtype(x)
+        ctx.references = rows is None
         # The weight is referenced, not copied: in backward it is cast again, so no low-precision
         # copy of it stays alive, as one does under autocast in the plain layer.
-        ctx.save_for_backward(rows, indices, scales, weight if ctx.needs_input_grad[0] else None)
+        ctx.save_for_backward(
+            x if rows is None else rows,
+            indices,
+            scales,
+            weight if ctx.needs_input_grad[0] else None,
+        )
         if torch.is_autocast_enabled(x.device.type):
-            x, weight = x.to(rows.dtype), weight.to(rows.dtype)
-            bias = None if bias is None else bias.to(rows.dtype)
+            x, weight = x.to(ctx.dtype), weight.to(ctx.dtype)
+            bias = None if bias is None else bias.to(ctx.dtype)
         # Cast above rather than by autocast: a weight cast here, outside grad mode, would enter
         # autocast's cache without a gradient and be reused wherever the weight is tied.
         with torch.autocast(x.device.type, enabled=False):
@@ -92,6 +99,8 @@ class SampledLinearFunction(torch.autograd.Function):
             scales = scales + 0 * norms.sum()
             # In place: a second (k, o) buffer costs more than the multiplication.
             kept = dy.index_select(0, indices).mul_(scales[:, None])  # (k, o)
+            if ctx.references:
+                rows = rows.reshape(-1, rows.shape[-1]).index_select(0, indices).to(ctx.dtype)
             dw = kept.T @ rows  # (o, i)
         if ctx.needs_input_grad[2]:
             db = dy.sum(0)

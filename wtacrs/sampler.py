@@ -130,6 +130,8 @@ class Sampler:
         if shared.record is not None:
             shared.record.layers = len(shared.readers)
         indices, scales = shared.selection
+        if getattr(x.grad_fn, "keeps_output", False):
+            return SampledRows(None, indices, scales, shared.record)
         dtype = compute_dtype(x)
         rows = None if shared.rows is None else shared.rows()
         if rows is None or rows.dtype != dtype:
@@ -150,6 +152,15 @@ class Sampler:
         probabilities = row_probabilities(flat, norms, mask, self.config.floor)
         selection = draw(self.config.estimator, probabilities, k, self._generator(x.device))
         return _SharedInput(x._version, selection, record)
+
+    @torch.no_grad()
+    def select_rows(self, rows: Tensor) -> Selection | None:
+        """A draw of the budget's share of ``rows`` (n, f) by their norms, or None for all."""
+        k = rows_kept(rows.shape[0], self.config.budget)
+        if self.config.estimator == "full" or k >= rows.shape[0]:
+            return None
+        probabilities = row_probabilities(rows, None, None, self.config.floor)
+        return draw(self.config.estimator, probabilities, k, self._generator(rows.device))
 
     def batch_of(self, name: str, x: Tensor) -> Batch | None:
         """The batch facts that fit ``x``, or None when nothing is known of its rows."""

@@ -1,0 +1,31 @@
+"""Boolean masks of one bit an element, by integer arithmetic that runs on every device.
+
+Eight booleans are eight bytes of 0 or 1, so one 64-bit word. A multiplication gathers their bits
+in its highest byte, and another one spreads a byte over a word again.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GATHER = 0x0102040810204080  # byte j of the word lands in bit 56 + j; no two products meet
+SPREAD = 0x0101010101010101  # a byte in each byte of the word
+SELECT = 0x8040201008040201 - (1 << 64)  # bit j of byte j, as a signed number
+
+
+def pack(mask: Tensor) -> Tensor:
+    """(...) bool -> (ceil(n / 8),) uint8, n the number of elements."""
+    flat = mask.reshape(-1)
+    if flat.numel() % 8:
+        flat = F.pad(flat, (0, -flat.numel() % 8))
+    words = flat.view(torch.int64)  # (n / 8,)
+    return words.mul(GATHER).bitwise_right_shift_(56).to(torch.uint8)
+
+
+def unpack(bits: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of ``pack``: (ceil(n / 8),) uint8 -> bool of ``shape``."""
+    words = bits.to(torch.int64).mul_(SPREAD).bitwise_and_(SELECT)  # (n / 8,)
+    flat = words.view(torch.uint8) != 0  # (n,)
+    return flat[: shape.numel()].view(shape)

@@ -1,0 +1,80 @@
+"""GELU whose derivative is kept in 8 bits, rounded at random so that its mean is exact.
+
+The plain layer keeps its input (4 bytes an element in float32) and computes the derivative in the
+backward pass. Here the derivative is computed in the forward pass and rounded to one of 256 levels
+over its range, up with the probability of the fractional part: E[rounded] = derivative. The
+gradient is unbiased, with a standard deviation of at most half a level, 0.0025, an element.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+LOW, HIGH = -0.1295, 1.1295  # the derivative lies between -0.1290 and 1.1290
+LEVEL = (HIGH - LOW) / 255
+CHUNK = 1 << 20  # elements at a time: temporaries stay small and in the cache
+
+
+class Rounding:
+    """The owner of the random numbers that all rounded layers of a model share."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self.seed)
+        return self._generators[device]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Generator states by device: with them a resumed run is the same run."""
+        return {str(device): g.get_state() for device, g in self._generators.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state_dict``."""
+        for device, generator_state in state.items():
+            self.generator(torch.device(device)).set_state(generator_state.cpu())
+
+
+def round_at_random(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Levels (uint8) whose mean over the generator is ``values``, which lie in [LOW, HIGH]."""
+    noise = torch.rand(values.shape, device=values.device, generator=generator)
+    return values.sub(LOW).div_(LEVEL).add_(noise).floor_().to(torch.uint8)
+
+
+class RoundedGELUFunction(torch.autograd.Function):
+    """GELU of x (...); keeps one byte an element."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+        levels = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
+        flat = x.reshape(-1)
+        for part, level in zip(flat.split(CHUNK), levels.view(-1).split(CHUNK), strict=True):
+            values = torch.ops.aten.gelu_backward(torch.ones_like(part), part).float()
+            level.copy_(round_at_random(values, generator))
+        ctx.save_for_backward(levels)
+        return F.gelu(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (levels,) = ctx.saved_tensors
+        return levels.to(dy.dtype).mul_(LEVEL).add_(LOW).mul_(dy), None
+
+
+class RoundedGELU(nn.Module):
+    """An exact GELU with an unbiased derivative of 8 bits; the class of a swapped GELU."""
+
+    rounding: Rounding
+    plain_class: type[nn.Module]
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            return self.plain_class.forward(self, input)
+        return RoundedGELUFunction.apply(input, self.rounding.generator(input.device))

@@ -1,0 +1,115 @@
+"""LayerNorm and RMSNorm whose backward pass starts from their output.
+
+The plain norms keep their input X for the backward pass, and the linear layer that follows keeps
+the output Y. One of the two is enough, for with weight w and bias b
+
+    Xhat = (Y - b) / w
+    dX = rstd * (G - mean(G) - Xhat * mean(G * Xhat)),  G = dY * w        (RMSNorm: without mean(G))
+    dw = sum_n dY * Xhat,  db = sum_n dY
+
+Kept are Y and one number a row, rstd. A sampled linear layer that reads Y keeps indices into it.
+Exact up to rounding as long as no |w| is tiny beside |b|, which ``save_less_`` checks. A weight
+that becomes exactly 0 in training gets the gradient 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def normalised(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Xhat (..., i) in the weight's dtype or better, from the output ``y`` of a norm."""
+    inverse = torch.where(weight == 0, 0, 1 / weight)
+    return y * inverse if bias is None else (y - bias).mul_(inverse)
+
+
+class LayerNormFunction(torch.autograd.Function):
+    """``F.layer_norm`` over the last dimension that keeps its output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        if torch.is_autocast_enabled("cuda") and x.is_cuda:
+            x = x.float()  # as autocast does for the plain layer
+        y, _, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+        ctx.x_dtype, ctx.keeps_output = x.dtype, True
+        ctx.save_for_backward(y, weight, bias, rstd)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        y, weight, bias, rstd = ctx.saved_tensors
+        xhat = normalised(y, weight, bias)
+        # The plain kernel, told that its input has mean 0 and deviation 1 already.
+        dx, dw, db = torch.ops.aten.native_layer_norm_backward(
+            dy.to(xhat.dtype),
+            xhat,
+            weight.shape,
+            torch.zeros_like(rstd, dtype=xhat.dtype),
+            torch.ones_like(rstd, dtype=xhat.dtype),
+            weight,
+            bias,
+            [True, ctx.needs_input_grad[1], ctx.needs_input_grad[2]],
+        )
+        return dx.mul_(rstd).to(ctx.x_dtype), dw, db, None
+
+
+class RMSNormFunction(torch.autograd.Function):
+    """w * x / sqrt(mean(x^2) + eps) over the last dimension; keeps its output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        rstd = x.float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # (..., 1)
+        y = x * rstd  # the casts are those of transformers' T5LayerNorm
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            y = y.to(weight.dtype)
+        y = y.mul_(weight) if y.dtype == torch.result_type(y, weight) else y * weight
+        ctx.x_dtype, ctx.keeps_output = x.dtype, True
+        ctx.save_for_backward(y, weight, rstd)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        y, weight, rstd = ctx.saved_tensors
+        xhat = normalised(y, weight, None).to(rstd.dtype)
+        product = dy * xhat  # (..., i)
+        dw = dx = None
+        if ctx.needs_input_grad[1]:
+            dw = product.flatten(0, -2).sum(0).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            inner = (product @ weight.to(product.dtype)).div_(len(weight))[..., None]
+            g = torch.mul(dy, weight, out=product)
+            dx = g.sub_(xhat.mul_(inner)).mul_(rstd).to(ctx.x_dtype)
+        return dx, dw, None
+
+
+def _saves(module: nn.Module, x: Tensor) -> bool:
+    trains = x.requires_grad or any(p.requires_grad for p in module.parameters(recurse=False))
+    return torch.is_grad_enabled() and trains
+
+
+class LosslessLayerNorm(nn.LayerNorm):
+    """``nn.LayerNorm`` over the last dimension that keeps its output instead of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if _saves(self, input):
+            return LayerNormFunction.apply(input, self.weight, self.bias, self.eps)
+        return super().forward(input)
+
+
+class LosslessRMSNorm(nn.Module):
+    """A root-mean-square norm that keeps its output; the class of a swapped T5LayerNorm."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+    plain_class: type[nn.Module]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if not _saves(self, hidden_states):
+            return self.plain_class.forward(self, hidden_states)
+        return RMSNormFunction.apply(hidden_states, self.weight, self.variance_epsilon)
