@@ -10,13 +10,16 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from experiments.errors import UserError
+from experiments.text2text import is_text_to_text
 
 
 class ModelError(UserError):
@@ -32,7 +35,10 @@ def load_tokenizer(config: Any) -> PreTrainedTokenizerBase | None:
 
 
 def load_model(config: Any, num_labels: int, regression: bool) -> PreTrainedModel:
-    """A sequence classifier in float32 with a new head, initialised from torch's generator.
+    """A model in float32 that is ready to be trained, in the way of its type.
+
+    A T5 is text to text as it is and gets no head (``experiments.text2text``). Every other type is
+    a sequence classifier with a new head, initialised from torch's generator.
 
     Args:
         config: the group ``model``: name, source (hub | package | scratch), path, config.
@@ -46,11 +52,49 @@ def load_model(config: Any, num_labels: int, regression: bool) -> PreTrainedMode
     problem = "regression" if regression else "single_label_classification"
     head = {"num_labels": num_labels, "problem_type": problem}
     if config.source == "scratch":
-        architecture = AutoConfig.for_model(config.path, **config.config, **head)
-        return AutoModelForSequenceClassification.from_config(architecture)
-    return _from_pretrained(
-        AutoModelForSequenceClassification, config, dtype=torch.float32, **config.config, **head
-    )
+        return _new(AutoConfig.for_model(config.path, **config.config), head)
+    loader, settings = _loader(_from_pretrained(AutoConfig, config), head)
+    return _from_pretrained(loader, config, dtype=torch.float32, **config.config, **settings)
+
+
+def new_model(config: Any) -> PreTrainedModel:
+    """The architecture of ``load_model`` with random weights in float32, two classes, no download.
+
+    For what depends on sizes alone: memory, speed, planning. Under torch's ``FakeTensorMode`` it
+    takes seconds and no memory whatever the size. The sizes come from ``architecture`` for the hub,
+    unless ``path`` is a folder; else from the package, or from ``config``.
+
+    Raises:
+        ModelError: unknown source, package not installed, no ``architecture`` in the config.
+    """
+    _be_quiet()
+    if config.source == "scratch":
+        architecture = AutoConfig.for_model(config.path, **config.config)
+    elif config.source != "hub" or Path(config.path).is_dir():
+        architecture = _from_pretrained(AutoConfig, config, **config.config)
+    elif "architecture" in config:
+        architecture = AutoConfig.for_model(**{**config.architecture, **config.config})
+    else:
+        raise ModelError(
+            f"model={config.name} has no sizes; give model.architecture: model_type and the values "
+            "of its config.json, as conf/model/bert_base.yaml does"
+        )
+    return _new(architecture, {"num_labels": 2})
+
+
+def _loader(architecture: PreTrainedConfig, head: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The class that makes a model of this type, and the settings it takes beside the sizes."""
+    if is_text_to_text(architecture):
+        # The cache of keys and values is for generating; training would keep it for nothing.
+        return AutoModelForSeq2SeqLM, {"use_cache": False}
+    return AutoModelForSequenceClassification, head
+
+
+def _new(architecture: PreTrainedConfig, head: dict[str, Any]) -> PreTrainedModel:
+    loader, settings = _loader(architecture, head)
+    for name, value in settings.items():
+        setattr(architecture, name, value)
+    return loader.from_config(architecture, dtype=torch.float32)
 
 
 def _be_quiet() -> None:

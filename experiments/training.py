@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     DataCollatorWithPadding,
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -25,6 +26,7 @@ from transformers import (
 from experiments import metrics
 from experiments.errors import UserError
 from experiments.tasks import TaskData
+from experiments.text2text import is_text_to_text, text_to_text, token_masks
 from wtacrs import Sampler
 
 STATE_FILE = "wtacrs_state.pt"
@@ -34,8 +36,9 @@ class BatchFacts:
     """A forward pre-hook: takes ``sample_ids`` out of the model's inputs, tells the sampler.
 
     Unmodified models know no ``sample_ids``, and the Trainer hands each batch to ``forward``.
-    It also counts what training steps process: ``samples`` and non-padding ``tokens`` per step, and
-    the ``losses``, those before a resumption too.
+    It also counts what training steps process: ``samples`` and non-padding ``tokens`` per step
+    (source and target, where the answer is text), and the ``losses``, those before a resumption
+    too.
     """
 
     def __init__(self, model: PreTrainedModel, sampler: Sampler | None) -> None:
@@ -43,6 +46,7 @@ class BatchFacts:
         self.samples: list[int] = []
         self.tokens: list[Tensor] = []  # tensors: reading them would stop the device
         self.losses: list[Tensor] = []
+        self._text_to_text = is_text_to_text(getattr(model, "config", None))
         model.register_forward_pre_hook(self, with_kwargs=True)
         model.register_forward_hook(self._after)
 
@@ -52,6 +56,9 @@ class BatchFacts:
             mask = kwargs["attention_mask"]
             self.samples.append(mask.shape[0])
             self.tokens.append(mask.sum())
+            if self._text_to_text:
+                mask = token_masks(kwargs)
+                self.tokens[-1] += mask["*"].sum()
             if self.sampler is not None:
                 self.sampler.start_batch(sample_ids, mask)
         return args, kwargs
@@ -173,18 +180,37 @@ def build_trainer(
     callbacks: list[TrainerCallback],
 ) -> Trainer:
     """A Trainer over the task, padding each batch to its own longest sequence."""
-    names = list(config.task.metrics)
+    names, text = list(config.task.metrics), text_to_text(model, config.task, tokenizer)
+    collate: Any = pad_pixels if tokenizer is None else DataCollatorWithPadding(tokenizer)
+
+    def score(p: EvalPrediction) -> dict[str, float]:
+        labels = p.label_ids if text is None else text.classes(p.label_ids)
+        return metrics.compute(names, np.asarray(p.predictions), labels)
+
     trainer = Trainer(
         model=model,
         args=training_arguments(config, folder),
         train_dataset=data.train,
         eval_dataset=dict(data.validation),
-        data_collator=pad_pixels if tokenizer is None else DataCollatorWithPadding(tokenizer),
-        compute_metrics=lambda p: metrics.compute(names, np.asarray(p.predictions), p.label_ids),
+        data_collator=collate if text is None else text.collate,
+        compute_metrics=score,
+        preprocess_logits_for_metrics=None if text is None else text.scores,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # the report at the end says it all
     return trainer
+
+
+def longest_sequence(
+    config: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, data: TaskData
+) -> int:
+    """Tokens of the longest sequence that training meets; a target may be longer than its source.
+
+    Raises:
+        UserError: the task cannot be put as the model needs it.
+    """
+    text = text_to_text(model, config.task, tokenizer)
+    return max([data.max_tokens, *map(len, text.targets if text else [])])
 
 
 def longest_batch(data: Dataset, size: int) -> list[dict[str, Any]]:
