@@ -25,7 +25,7 @@ from wtacrs.sampler import Sampler
 
 ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
 NAMES = {"recompute": "wtacrs_recompute", "sampled": "wtacrs_sampled"}
-CHUNK_BYTES = 1 << 24  # of the scores at a time: small beside any layer, large beside a kernel
+CHUNK_BYTES = 1 << 22  # of the scores at a time: small beside any layer, large beside a kernel
 
 
 def keep_mask(shape: torch.Size, p: float, device: torch.device) -> Tensor:
@@ -49,6 +49,8 @@ class RecomputedAttention(torch.autograd.Function):
         keep = keep_mask(torch.Size((b, h, t, s)), p, q.device) if p > 0 else None
         out = torch.empty((b, t, h, v.shape[-1]), dtype=v.dtype, device=v.device).transpose(1, 2)
         ctx.step = max(1, min(b, CHUNK_BYTES // max(1, 4 * h * t * s)))
+        if h * t * s % 8:
+            ctx.step = -(-ctx.step // 8) * 8  # a part's bits begin with a byte
         with torch.autocast(q.device.type, enabled=False):
             for start in range(0, b, ctx.step):
                 stop = min(b, start + ctx.step)
@@ -68,8 +70,8 @@ class RecomputedAttention(torch.autograd.Function):
         wanted = ctx.needs_input_grad[5:]
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         dbiases = [torch.zeros_like(x) if w else None for x, w in zip(biases, wanted, strict=True)]
-        b = ctx.shape[0]
-        keep = None if bits is None else unpack(bits, torch.Size(ctx.shape))
+        b, *rest = ctx.shape
+        size = torch.Size(rest).numel()  # elements of one sample's scores
         scale = 1 / (1 - ctx.p) if ctx.p < 1 else 0.0
         for start in range(0, b, ctx.step):
             stop = min(b, start + ctx.step)
@@ -78,9 +80,10 @@ class RecomputedAttention(torch.autograd.Function):
             weights = probabilities(q[one], k[one], ctx.scaling, parts)
             dropped = weights
             dweights = (dout[one] @ v[one].transpose(-1, -2)).to(weights.dtype)
-            if keep is not None:
-                dropped = weights.mul(keep[one]).mul_(scale)
-                dweights.mul_(keep[one]).mul_(scale)
+            if bits is not None:
+                keep = unpack(bits[start * size // 8 : -(-stop * size // 8)], weights.shape)
+                dropped = weights.mul(keep).mul_(scale)
+                dweights.mul_(keep).mul_(scale)
             dv[one] = dropped.transpose(-1, -2).to(dout.dtype) @ dout[one]
             del dropped
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 RECOMPUTE = ("none", "attention", "block")
 
@@ -66,16 +67,16 @@ class RecomputeFunction(torch.autograd.Function):
         inputs = tuple(x.detach().requires_grad_(x.requires_grad) for x in inputs)
         outputs = ctx.replay(lambda: ctx.work(*inputs))
         pairs = [
-            (output, gradient)
+            (get_gradient_edge(output), gradient)
             for output, gradient in zip(outputs, gradients, strict=True)
             if gradient is not None and isinstance(output, Tensor) and output.requires_grad
         ]
-        del outputs
+        del outputs  # only their graph is needed
         sources = (*inputs, *parameters)
         wanted = [x for x in sources if x.requires_grad]
         found = iter(
             torch.autograd.grad(
-                [output for output, _ in pairs],
+                [edge for edge, _ in pairs],
                 wanted,
                 [gradient for _, gradient in pairs],
                 allow_unused=True,
@@ -92,26 +93,27 @@ class Recomputed:
         if not torch.is_grad_enabled():
             return plain(*args, **kwargs)
         # A cache of keys and values would take them twice; training reads none.
-        given = [None if hasattr(value, "get_seq_length") else value for value in args]
-        named = {k: None if hasattr(v, "get_seq_length") else v for k, v in kwargs.items()}
-        values = [*given, *named.values()]
+        values = [
+            None if hasattr(value, "get_seq_length") else value
+            for value in (*args, *kwargs.values())
+        ]
+        count, names = len(args), [*kwargs]
         places = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
+        inputs = [values[i] for i in places]
         parameters = [p for p in self.parameters() if p.requires_grad]  # type: ignore[attr-defined]
+        # What ``work`` holds lives as long as the graph; tensors must go when they are used.
+        others = [None if isinstance(value, Tensor) else value for value in values]
         single = False
 
         def work(*tensors: Tensor) -> tuple[Any, ...]:
             nonlocal single
-            all_values = [*values]
+            given = [*others]
             for i, tensor in zip(places, tensors, strict=True):
-                all_values[i] = tensor
-            out = plain(
-                *all_values[: len(given)],
-                **dict(zip(named, all_values[len(given) :], strict=True)),
-            )
+                given[i] = tensor
+            out = plain(*given[:count], **dict(zip(names, given[count:], strict=True)))
             single = isinstance(out, Tensor)
             return (out,) if single else tuple(out)
 
-        inputs = [values[i] for i in places]
         out = RecomputeFunction.apply(work, len(inputs), *inputs, *parameters)
         return out[0] if single else out
 

@@ -6,10 +6,13 @@ in its highest byte, and another one spreads a byte over a word again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CHUNK = 1 << 20  # elements at a time: what is unpacked stays small and in the cache
 GATHER = 0x0102040810204080  # byte j of the word lands in bit 56 + j; no two products meet
 SPREAD = 0x0101010101010101  # a byte in each byte of the word
 SELECT = 0x8040201008040201 - (1 << 64)  # bit j of byte j, as a signed number
@@ -29,3 +32,26 @@ def unpack(bits: Tensor, shape: torch.Size) -> Tensor:
     words = bits.to(torch.int64).mul_(SPREAD).bitwise_and_(SELECT)  # (n / 8,)
     flat = words.view(torch.uint8) != 0  # (n,)
     return flat[: shape.numel()].view(shape)
+
+
+def scale_kept(values: Tensor, bits: Tensor, scale: float) -> Tensor:
+    """``values`` (...) times ``scale`` where the bit is 1, times 0 elsewhere: NaN stays NaN."""
+    out = torch.empty(values.shape, dtype=values.dtype, device=values.device)
+    for part, keep, target in _parts(values, bits, out):
+        torch.mul(part, keep, out=target).mul_(scale)
+    return out
+
+
+def zero_unkept(values: Tensor, bits: Tensor) -> Tensor:
+    """``values`` (...) where the bit is 1, and 0 elsewhere, whatever the value."""
+    out = torch.empty(values.shape, dtype=values.dtype, device=values.device)
+    for part, keep, target in _parts(values, bits, out):
+        target.copy_(part).masked_fill_(keep.logical_not_(), 0.0)
+    return out
+
+
+def _parts(values: Tensor, bits: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(part of the values, its mask, part of ``out``), ``CHUNK`` elements at a time."""
+    sources, targets = values.reshape(-1).split(CHUNK), out.view(-1).split(CHUNK)
+    for part, part_bits, target in zip(sources, bits.split(CHUNK // 8), targets, strict=True):
+        yield part, unpack(part_bits, part.shape), target

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from wtacrs.lossless.bits import pack, unpack
+from wtacrs.lossless.bits import pack, scale_kept, zero_unkept
 
 
 class DropoutFunction(torch.autograd.Function):
@@ -23,7 +23,7 @@ class DropoutFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         y, keep = torch.native_dropout(x, p, True)
-        ctx.shape, ctx.scale = x.shape, 0.0 if p == 1 else 1 / (1 - p)
+        ctx.scale = _scale(p)
         ctx.save_for_backward(pack(keep))
         return y
 
@@ -31,7 +31,7 @@ class DropoutFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (bits,) = ctx.saved_tensors
-        return dy.mul(unpack(bits, ctx.shape)).mul_(ctx.scale), None
+        return scale_kept(dy, bits, ctx.scale), None
 
 
 class ReLUFunction(torch.autograd.Function):
@@ -44,10 +44,11 @@ class ReLUFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         y = F.relu(x)
         live = y.le(0).logical_not_()  # a NaN lets its gradient through, as in the plain layer
+        ctx.scale = None
         if p > 0:
             y, keep = torch.native_dropout(y, p, True)
             live.logical_and_(keep)
-        ctx.shape, ctx.scale = x.shape, 0.0 if p == 1 else 1 / (1 - p)
+            ctx.scale = _scale(p)
         ctx.save_for_backward(pack(live))
         return y
 
@@ -55,9 +56,13 @@ class ReLUFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (bits,) = ctx.saved_tensors
-        dead = unpack(bits, ctx.shape).logical_not_()
-        dx = dy.masked_fill(dead, 0.0)
-        return dx if ctx.scale == 1 else dx.mul_(ctx.scale), None
+        if ctx.scale is None:
+            return zero_unkept(dy, bits), None
+        return scale_kept(dy, bits, ctx.scale), None
+
+
+def _scale(p: float) -> float:
+    return 0.0 if p == 1 else 1 / (1 - p)
 
 
 def _saves(x: Tensor) -> bool:
