@@ -1,8 +1,8 @@
 """Records -> one Markdown and one CSV table: python -m experiments.tables results/runs.
 
-A row is an estimator and a budget; seeds are averaged, with their number and standard deviation
-beside the mean. Ratios are against the estimator "full" of the same task, model, tuning and
-settings. What is not known is shown as missing.
+A row is an estimator, a budget and a memory preset; seeds are averaged, with their number and
+standard deviation beside the mean. Ratios are against the plain model (estimator "full", memory
+"plain") of the same task, model, tuning and settings. What is not known is shown as missing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from experiments.errors import UserError
 from experiments.records import RunRecord, config_hash, read_record
 from experiments.report import MIB, MISSING
 
-# What tells settings apart once estimator, budget and seed are taken away.
+# What tells settings apart once the method (estimator, budget, memory) and the seed are taken away.
 GROUP = ["task", "model", "tuning", "settings"]
+METHOD = ("estimator", "budget", "memory")
 
 
 def load_runs(folder: Path) -> pd.DataFrame:
@@ -45,16 +46,23 @@ def _row(record: RunRecord) -> dict[str, Any]:
     config, memory = record.config, record.memory or {}
     estimator = config["estimator"]["name"]
     sampled = estimator != "full"  # else the settings of sampling say nothing
+    preset = config.get("memory", {}).get("name", "linear")
+    if not sampled and preset == "linear":
+        preset = "plain"
+    method = {name: config[name] for name in ("estimator", "memory") if name in config}
+    if not sampled:
+        method.pop("estimator")
     return {
         "task": config["task"]["name"],
         "model": config["model"]["name"],
         "tuning": config["tuning"]["name"],
-        "settings": config_hash(config, without=("estimator", "budget", "seed", "measure")),
+        "settings": config_hash(config, without=(*METHOD, "seed", "measure")),
         "estimator": estimator,
         "order": sampled,
         "budget": config["budget"],
         "grad_norms": config["estimator"].get("grad_norms") if sampled else None,
-        "sampling": config_hash({"estimator": config["estimator"]}) if sampled else None,
+        "memory": preset,
+        "method": config_hash(method),
         "seed": config["seed"],
         "metric": (record.metrics or {}).get("main"),
         "best": (record.metrics or {}).get("best"),
@@ -67,7 +75,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
 
 def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number over seeds, and ratios to full."""
-    keys = [*GROUP, "metric", "estimator", "order", "budget", "grad_norms", "sampling"]
+    keys = [*GROUP, "metric", "estimator", "order", "budget", "grad_norms", "memory", "method"]
     table = (
         runs.groupby(keys, dropna=False)
         .agg(
@@ -81,10 +89,11 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
             samples_per_second=("samples_per_second", "mean"),
         )
         .reset_index()
-        .sort_values([*GROUP, "order", "estimator", "budget"])
+        .sort_values([*GROUP, "order", "estimator", "budget", "memory"])
     )
     measures = ["peak_bytes", "saved_bytes", "samples_per_second"]
-    full = table[table["estimator"] == "full"].set_index(GROUP)[measures]
+    plain = (table["estimator"] == "full") & (table["memory"] == "plain")
+    full = table[plain].set_index(GROUP)[measures]
     baseline = table[GROUP].join(full, on=GROUP)[measures]
     for name in ("peak_bytes", "saved_bytes"):
         table[f"{name}_full_ratio"] = baseline[name] / table[name]  # 2.0: half of full's bytes
@@ -102,7 +111,7 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
         mean = cell(100 * row[name], "{:.1f}")
         return f"{mean} ± {cell(100 * row[f'{name}_std'], '{:.1f}')}"
 
-    ambiguous = table.duplicated(["task", "model", "tuning", "estimator", "budget"]).any()
+    ambiguous = table.duplicated(["task", "model", "tuning", "estimator", "budget", "memory"]).any()
     rows = []
     for _, row in table.iterrows():
         full = row["estimator"] == "full"
@@ -112,9 +121,10 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
                 "model": row["model"],
                 "tuning": row["tuning"],
                 "estimator": "full" if full else f"{row['estimator']}@{row['budget']:g}",
+                "memory": row["memory"],
                 # Only where names do not tell rows apart: the hashes, as in the CSV.
                 **(
-                    {"settings": row["settings"] + ("" if full else f" {row['sampling']}")}
+                    {"settings": f"{row['settings']} {row['method']}"}
                     if ambiguous
                     else {}
                 ),
@@ -160,7 +170,7 @@ def splice(document: Path, table: str, mark: str) -> None:
     document.write_text(f"{before}{begin}\n{table}{end}{after}", encoding="utf-8")
 
 
-_WORDS = ("task", "model", "tuning", "estimator", "settings", "metric")
+_WORDS = ("task", "model", "tuning", "estimator", "memory", "settings", "metric")
 
 
 def main(arguments: list[str] | None = None) -> int:
