@@ -20,17 +20,12 @@ from torch.autograd.function import once_differentiable
 
 from wtacrs.linear import SampledLinear
 from wtacrs.lossless.bits import pack, unpack
-from wtacrs.sampled_attention import SampledAttention, probabilities
+from wtacrs.sampled_attention import SampledAttention, keep_mask, probabilities
 from wtacrs.sampler import Sampler
 
 ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
 NAMES = {"recompute": "wtacrs_recompute", "sampled": "wtacrs_sampled"}
 CHUNK_BYTES = 1 << 22  # of the scores at a time: small beside any layer, large beside a kernel
-
-
-def keep_mask(shape: torch.Size, p: float, device: torch.device) -> Tensor:
-    """Which elements dropout keeps; on the CPU what ``F.dropout`` would draw."""
-    return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - p)
 
 
 def part_of(tensor: Tensor, start: int, stop: int) -> Tensor:

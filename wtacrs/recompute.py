@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 RECOMPUTE = ("none", "attention", "block")
 
@@ -92,30 +93,31 @@ class Recomputed:
         plain = super().forward  # type: ignore[misc]
         if not torch.is_grad_enabled():
             return plain(*args, **kwargs)
-        # A cache of keys and values would take them twice; training reads none.
-        values = [
-            None if hasattr(value, "get_seq_length") else value
-            for value in (*args, *kwargs.values())
-        ]
-        count, names = len(args), [*kwargs]
-        places = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
-        inputs = [values[i] for i in places]
+        leaves, structure = tree_flatten((args, kwargs))
+        # A cache would take keys and values twice; one that is empty is not read in training.
+        for i, leaf in enumerate(leaves):
+            if hasattr(leaf, "get_seq_length"):
+                if leaf.get_seq_length() > 0:
+                    raise ValueError("a module that is recomputed cannot read a cache with content")
+                leaves[i] = None
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        inputs = [leaves[i] for i in places]
         parameters = [p for p in self.parameters() if p.requires_grad]  # type: ignore[attr-defined]
         # What ``work`` holds lives as long as the graph; tensors must go when they are used.
-        others = [None if isinstance(value, Tensor) else value for value in values]
-        single = False
+        others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        result: Any = None
 
         def work(*tensors: Tensor) -> tuple[Any, ...]:
-            nonlocal single
+            nonlocal result
             given = [*others]
             for i, tensor in zip(places, tensors, strict=True):
                 given[i] = tensor
-            out = plain(*given[:count], **dict(zip(names, given[count:], strict=True)))
-            single = isinstance(out, Tensor)
-            return (out,) if single else tuple(out)
+            arguments, named = tree_unflatten(given, structure)
+            out, result = tree_flatten(plain(*arguments, **named))
+            return tuple(out)
 
         out = RecomputeFunction.apply(work, len(inputs), *inputs, *parameters)
-        return out[0] if single else out
+        return tree_unflatten(list(out), result)
 
 
 def recompute_(model: nn.Module, what: str) -> list[str]:
@@ -130,13 +132,14 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
         The qualified names of the modules that are recomputed.
 
     Raises:
-        ValueError: ``what`` is unknown, nothing matches, or the model checkpoints already.
+        ValueError: ``what`` is unknown, nothing matches, or the model checkpoints or recomputes
+            already.
     """
     if what not in RECOMPUTE:
         raise ValueError(f"recompute={what!r} is unknown; choose {', '.join(RECOMPUTE)}")
     if what == "none":
         return []
-    if getattr(model, "is_gradient_checkpointing", False):
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ValueError(
             "the model has gradient checkpointing enabled already; leave recompute at none, or "
             "disable it (Trainer: gradient_checkpointing=False)"
@@ -153,6 +156,8 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
             f"this {type(model).__name__} has no module {looked_for} (a member of an "
             f"nn.ModuleList); classes inside blocks: {classes}"
         )
+    if any(isinstance(module, Recomputed) for module in model.modules()):
+        raise ValueError("the model is recomputed already; call restore_forward_(model) first")
     for module in chosen.values():
         plain = type(module)
         module.__class__ = type(f"Recomputed{plain.__name__}", (Recomputed, plain), {})
@@ -168,9 +173,10 @@ def restore_forward_(model: nn.Module) -> None:
 
 def _in_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """(name, module) of the members of each ``nn.ModuleList`` and of all that is inside them."""
-    lists = [f"{name}." for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    prefixes = tuple(f"{name}." if name else "" for name in lists)
     return [
         (name, module)
         for name, module in model.named_modules()
-        if name.startswith(tuple(lists)) and not isinstance(module, nn.ModuleList)
+        if name.startswith(prefixes) and not isinstance(module, nn.ModuleList)
     ]

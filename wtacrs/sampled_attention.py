@@ -23,6 +23,12 @@ def probabilities(q: Tensor, k: Tensor, scaling: float, biases: list[Tensor]) ->
     return scores.softmax(-1)
 
 
+def keep_mask(shape: torch.Size, p: float, device: torch.device) -> Tensor:
+    """Which elements dropout keeps; on the CPU what ``F.dropout`` would draw."""
+    keep = torch.empty(shape, dtype=torch.bool, device=device)
+    return keep.fill_(False) if p == 1 else keep.bernoulli_(1 - p)
+
+
 class SampledAttention(torch.autograd.Function):
     """As ``RecomputedAttention``, but keeps P, and Q, K, V at the sampler's budget.
 
@@ -48,7 +54,8 @@ class SampledAttention(torch.autograd.Function):
             weights = probabilities(q, k, scaling, list(biases))  # (b, h, t, s)
             dropped, bits = weights, None
             if p > 0:
-                dropped, keep = torch.native_dropout(weights, p, True)
+                keep = keep_mask(weights.shape, p, q.device)
+                dropped = weights.mul(keep).mul_(1 / (1 - p) if p < 1 else 0.0)
                 bits = pack(keep)
             out = dropped.to(v.dtype) @ v
         kept = [

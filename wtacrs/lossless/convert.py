@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from wtacrs.lossless.gelu import RoundedGELU, Rounding
 from wtacrs.lossless.masks import DoneDropout, LosslessDropout, LosslessReLU, LosslessReLUDropout
@@ -15,8 +16,9 @@ KINDS = ("norm", "dropout", "relu")
 GELU = ("exact", "rounded")
 # Modules whose ``act`` is followed by their ``dropout`` at once, by class name.
 ACT_THEN_DROPOUT = ("T5DenseActDense",)
-# |bias / weight| above which the output of a norm says too little of what was normalised.
-MAX_RATIO = 1e3
+# Largest relative error that rounding a norm's output may cause in what is recovered from it.
+MAX_ERROR = 0.08
+MAX_RATIO = 1e3  # of |bias| to |weight|, however fine the dtype: training moves both
 
 
 def save_less_(
@@ -48,7 +50,7 @@ def save_less_(
     rounding, turned = Rounding(seed), {}
     for name, module in model.named_modules():
         new = classes.get(module) or _lossless_class(module, kinds, gelu)
-        if new is not None:
+        if new is not None and "plain_class" not in module.__dict__:
             module.plain_class = type(module)
             module.__class__ = new
             if isinstance(module, RoundedGELU):
@@ -110,11 +112,12 @@ def _lossless_class(module: nn.Module, kinds: Sequence[str], gelu: str) -> type[
 
 
 def _invertible(module: nn.Module) -> bool:
-    """Whether a norm's output tells what was normalised: weights of a sensible size."""
+    """Whether a norm's output tells what was normalised: no bias drowns it, no weight is 0."""
     weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
     if weight.dim() != 1:
         return False
-    if isinstance(weight, torch._subclasses.FakeTensor) or weight.is_meta:
+    if isinstance(weight, FakeTensor) or weight.is_meta:
         return True  # a plan, without values
-    size = 1 if bias is None else bias.detach().abs().clamp(min=1)
-    return bool((weight.detach().abs() * MAX_RATIO >= size).all())
+    size = torch.zeros_like(weight) if bias is None else bias.detach().abs()
+    ratio = min(MAX_RATIO, MAX_ERROR / torch.finfo(weight.dtype).eps)
+    return bool(((weight != 0) & (weight.detach().abs() * ratio >= size)).all())

@@ -18,12 +18,12 @@ from wtacrs.lossless.bits import pack, scale_kept, zero_unkept
 
 
 class DropoutFunction(torch.autograd.Function):
-    """x (...) -> x * keep / (1 - p); keeps ``keep`` in bits."""
+    """x (...) -> x * keep / (1 - p), 0 < p < 1; keeps ``keep`` in bits."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         y, keep = torch.native_dropout(x, p, True)
-        ctx.scale = _scale(p)
+        ctx.scale = 1 / (1 - p)
         ctx.save_for_backward(pack(keep))
         return y
 
@@ -48,7 +48,7 @@ class ReLUFunction(torch.autograd.Function):
         if p > 0:
             y, keep = torch.native_dropout(y, p, True)
             live.logical_and_(keep)
-            ctx.scale = _scale(p)
+            ctx.scale = 1 / (1 - p)
         ctx.save_for_backward(pack(live))
         return y
 
@@ -61,10 +61,6 @@ class ReLUFunction(torch.autograd.Function):
         return scale_kept(dy, bits, ctx.scale), None
 
 
-def _scale(p: float) -> float:
-    return 0.0 if p == 1 else 1 / (1 - p)
-
-
 def _saves(x: Tensor) -> bool:
     return torch.is_grad_enabled() and x.requires_grad
 
@@ -73,7 +69,7 @@ class LosslessDropout(nn.Dropout):
     """``nn.Dropout`` with a mask of one bit."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and self.p > 0 and _saves(input):
+        if self.training and 0 < self.p < 1 and _saves(input):
             return DropoutFunction.apply(input, self.p)
         return F.dropout(input, self.p, self.training)
 
@@ -92,7 +88,7 @@ class LosslessReLUDropout(nn.ReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         p = self.dropout_after[0].p if self.training else 0.0
-        if _saves(input):
+        if _saves(input) and p < 1:
             return ReLUFunction.apply(input, p)
         return F.dropout(F.relu(input), p, self.training)
 

@@ -14,6 +14,8 @@ that becomes exactly 0 in training gets the gradient 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,15 +61,17 @@ class LayerNormFunction(torch.autograd.Function):
 
 
 class RMSNormFunction(torch.autograd.Function):
-    """w * x / sqrt(mean(x^2) + eps) over the last dimension; keeps its output."""
+    """w * x / sqrt(mean(x^2) + eps) over the last dimension, by ``plain``; keeps its output."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        rstd = x.float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # (..., 1)
-        y = x * rstd  # the casts are those of transformers' T5LayerNorm
-        if weight.dtype in (torch.float16, torch.bfloat16):
-            y = y.to(weight.dtype)
-        y = y.mul_(weight) if y.dtype == torch.result_type(y, weight) else y * weight
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, plain: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        norm = torch.linalg.vector_norm(
+            x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
+        )
+        rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
+        y = plain(x)  # which casts where it likes
         ctx.x_dtype, ctx.keeps_output = x.dtype, True
         ctx.save_for_backward(y, weight, rstd)
         return y
@@ -80,12 +84,12 @@ class RMSNormFunction(torch.autograd.Function):
         product = dy * xhat  # (..., i)
         dw = dx = None
         if ctx.needs_input_grad[1]:
-            dw = product.flatten(0, -2).sum(0).to(weight.dtype)
+            dw = product.reshape(-1, len(weight)).sum(0).to(weight.dtype)
         if ctx.needs_input_grad[0]:
             inner = (product @ weight.to(product.dtype)).div_(len(weight))[..., None]
             g = torch.mul(dy, weight, out=product)
             dx = g.sub_(xhat.mul_(inner)).mul_(rstd).to(ctx.x_dtype)
-        return dx, dw, None
+        return dx, dw, None, None
 
 
 def _saves(module: nn.Module, x: Tensor) -> bool:
@@ -103,13 +107,14 @@ class LosslessLayerNorm(nn.LayerNorm):
 
 
 class LosslessRMSNorm(nn.Module):
-    """A root-mean-square norm that keeps its output; the class of a swapped T5LayerNorm."""
+    """A root-mean-square norm that keeps its output; the class of a swapped T5LayerNorm, say."""
 
     weight: nn.Parameter
     variance_epsilon: float
     plain_class: type[nn.Module]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        plain = partial(self.plain_class.forward, self)
         if not _saves(self, hidden_states):
-            return self.plain_class.forward(self, hidden_states)
-        return RMSNormFunction.apply(hidden_states, self.weight, self.variance_epsilon)
+            return plain(hidden_states)
+        return RMSNormFunction.apply(hidden_states, self.weight, self.variance_epsilon, plain)

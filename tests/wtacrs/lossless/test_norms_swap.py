@@ -1,0 +1,99 @@
+"""What a norm keeps, what a linear after it keeps, and which norms are refused."""
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+from wtacrs import SamplingConfig, sample_linears_
+from wtacrs.lossless import save_less_
+from wtacrs.lossless.norms import LosslessLayerNorm
+from wtacrs.memory import SavedBytes
+
+I = 12  # noqa: E741
+
+
+@pytest.mark.parametrize("make", [nn.LayerNorm, T5LayerNorm])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_saved_bytes(make, dtype, frozen):
+    """The output, not a copy of it, and one number a row; of a frozen norm too, for dX."""
+    norm = make(I).to(dtype).requires_grad_(not frozen)
+    save_less_(nn.ModuleList([norm]))
+    with SavedBytes(norm) as saved:
+        y = norm(torch.randn(2, 5, I).to(dtype).requires_grad_(frozen))
+        y.square()
+    rows = torch.float32.itemsize if make is T5LayerNorm else dtype.itemsize
+    assert saved.bytes == 2 * 5 * I * dtype.itemsize + 2 * 5 * rows
+
+
+def test_an_output_changed_in_place_is_an_error():
+    """The plain norm does not mind; here the backward pass would start from other numbers."""
+    model = nn.Sequential(nn.LayerNorm(I), nn.ReLU(inplace=True))
+    save_less_(model, ["norm"])
+    y = model(torch.randn(3, I))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def norm_and_linears(turn, budget=0.5):
+    """A block: a norm that q, k and v read, sampled with one seed."""
+    torch.manual_seed(3)
+    parts = {"norm": nn.LayerNorm(I), "q": nn.Linear(I, 5), "k": nn.Linear(I, 5)}
+    block = nn.ModuleDict(parts | {"v": nn.Linear(I, 5)})
+    sampler = sample_linears_(block, SamplingConfig(include=["*"], budget=budget))
+    if turn:
+        save_less_(block)
+    return block, sampler
+
+
+def test_a_linear_after_a_norm_keeps_indices_only():
+    """For q, k and v together k indices and k scales; they read the storage that the norm keeps."""
+    block, sampler = norm_and_linears(turn=True)
+    x = torch.randn(2, 10, I, requires_grad=True)
+    with SavedBytes(block) as saved:
+        y = block["norm"](x)
+        of_norm = saved.bytes
+        outputs = [block[name](y) for name in "qkv"]
+    assert saved.bytes - of_norm == 10 * (8 + 4)
+    assert sampler.rows_kept == 3 * len(outputs[0].flatten(0, 1)) // 2
+    with SavedBytes(block) as saved:
+        block["q"](y + 0)  # the same numbers, but nobody keeps them
+    assert saved.bytes == 10 * (I * 4 + 8 + 4)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+def test_the_gradients_of_a_linear_that_references(autocast):
+    """Those of one that copies the rows of the same selection, also when the gradient norms of the
+    first step steer the second."""
+    gradients = []
+    for turn in (False, True):
+        block, _ = norm_and_linears(turn)
+        x = torch.randn(2, 10, I, generator=torch.Generator().manual_seed(1))
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y = block["norm"](x)
+                sum(block[name](y).square().sum() for name in "qkv").backward()
+        gradients.append({name: p.grad for name, p in block.named_parameters()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "turned"), [(0.0, 1.0, 0), (1e-4, 0.5, 0), (1e-2, 50.0, 0), (0.1, 50.0, 1)]
+)
+def test_norms_whose_output_hides_their_input_stay_plain(weight, bias, turned):
+    """One feature is enough; refused where |bias| is beyond 1000 |weight|."""
+    norms = nn.ModuleList([nn.LayerNorm(I), nn.LayerNorm(I)])
+    norms[0].weight.data[5], norms[0].bias.data[5] = weight, bias
+    assert ("0" in save_less_(norms)) == turned
+    assert type(norms[0]) is (LosslessLayerNorm if turned else nn.LayerNorm)
+    assert type(norms[1]) is LosslessLayerNorm
+
+
+def test_other_norms_stay_plain():
+    stay = [nn.LayerNorm((2, I)), nn.LayerNorm(I, elementwise_affine=False), nn.BatchNorm1d(I)]
+    model = nn.ModuleList([*stay, T5LayerNorm(I)])
+    model[3].weight.data[0] = 0.0
+    model.append(nn.LayerNorm(I))
+    assert [*save_less_(model)] == ["4"]
