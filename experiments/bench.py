@@ -1,8 +1,9 @@
-"""Time of sampling: python -m experiments.bench [step|step_without_dropout|selection].
+"""Time of sampling: python -m experiments.bench [step|step_without_dropout|memory|selection].
 
 step: a whole training step of MiniLM (batch 32, sequence 128, float32, AdamW), sampled against
 full. The floating-point limit is (2 + budget) / 3 of the linear layers' share.
 step_without_dropout: the same with dropout 0, whose random numbers cost a CPU much.
+memory: the same step under the presets of conf/memory, against full with eager attention.
 selection: what choosing and gathering rows adds to one linear layer, 4,096 rows, 768 -> 3,072.
 
 Machines are noisy, so the two sides of a comparison alternate in one process, each pair gives a
@@ -27,7 +28,9 @@ from torch import nn
 
 from experiments.models import load_model
 from experiments.provenance import provenance
+from experiments.saving import save_memory
 from wtacrs import ESTIMATORS, Sampler, SamplingConfig, sample_linears_
+from wtacrs.attention import set_attention
 from wtacrs.estimators import draw, rows_kept
 from wtacrs.weights import row_norms, row_probabilities
 
@@ -102,6 +105,41 @@ def bench_step(
     return ratios
 
 
+METHODS = {
+    "linear": (),
+    "paper": (),
+    "lean without recomputation": ("recompute=none",),
+    "lean": (),
+    "leanest": (),
+    "checkpoint": ("attention=eager",),
+    "full, attention by transformers' choice": (),
+}
+
+
+def bench_memory(estimators: list[str], budget: float, pairs: int) -> dict[str, Any]:
+    """Ratio of a step under each memory preset to the plain step with eager attention."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = OmegaConf.load(CONF / "model" / "minilm.yaml")
+    plain = load_model(model, num_labels=2, regression=False).to(device).train()
+    full = copy.deepcopy(plain)
+    set_attention(full, "eager")
+    ratios = {}
+    for method, changes in METHODS.items():
+        preset = "plain" if method.startswith("full") else method.split()[0]
+        memory = OmegaConf.load(CONF / "memory" / f"{preset}.yaml")
+        memory.merge_with_dotlist([*changes])
+        for estimator in estimators if memory.sample_linears else ["full"]:
+            other, sampler = copy.deepcopy(plain), None
+            save_memory(other, memory)
+            if memory.sample_linears:
+                sampling = SamplingConfig(estimator=estimator, budget=budget)
+                sampler = sample_linears_(other, sampling, num_samples=32, max_tokens=128)
+            name = f"{method}, {estimator}@{budget:g}" if memory.sample_linears else method
+            work = paired(training_step(other, sampler), training_step(full, None), pairs)
+            ratios[name] = summary(work)
+    return ratios
+
+
 def bench_selection(estimators: list[str], budget: float, pairs: int) -> dict[str, Any]:
     """Weights, estimator and gather, over a plain linear layer's forward and backward."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -138,6 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     benches: dict[str, Callable[..., dict[str, Any]]] = {
         "step": bench_step,
         "step_without_dropout": partial(bench_step, dropout=False),
+        "memory": bench_memory,
         "selection": bench_selection,
     }
     parser.add_argument("what", nargs="*", choices=[*benches, []], help="default: all")

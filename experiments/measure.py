@@ -8,17 +8,18 @@ the optimizer's state exists and measuring changes no result.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from experiments.training import BatchFacts
 from wtacrs import Sampler
-from wtacrs.memory import PeakMemory, tensor_bytes
+from wtacrs.memory import measure_step
 
 
 class StepTimer(TrainerCallback):
@@ -60,9 +61,11 @@ def describe_throughput(timer: StepTimer, facts: BatchFacts, warmup_steps: int) 
     return described
 
 
-def optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
-    """The tensors of an optimizer's state."""
-    return [v for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
+def step_on(trainer: Trainer, rows: list[Any]) -> tuple[dict[str, Tensor], Callable[[], Any]]:
+    """The batch that is made of ``rows``, on the device, and its forward and backward pass."""
+    collated = trainer.data_collator(rows)
+    batch = {key: value.to(trainer.args.device) for key, value in collated.items()}
+    return batch, lambda: trainer.training_step(trainer.model_wrapped, batch)
 
 
 def measure_memory(
@@ -71,39 +74,18 @@ def measure_memory(
     """The section ``memory`` of a record: one training step on the batch ``rows``.
 
     ``saved_bytes`` is what is alive when the forward pass ends and was not before it: activations,
-    and the loss. ``peak_bytes`` counts parameters, optimizer state and gradients too.
+    and the loss. ``peak_bytes`` counts parameters, optimizer state and gradients too; ``at_peak``
+    says of what it is made, as in ``wtacrs.memory.StepMemory``.
     """
-    device, optimizer = trainer.args.device, trainer.optimizer
-    assert optimizer is not None
-    batch = {key: value.to(device) for key, value in trainer.data_collator(rows).items()}
-    parameters, state = list(model.parameters()), optimizer_tensors(optimizer)
-    optimizer.zero_grad(set_to_none=True)
     if sampler is not None:
         sampler.grad_norms.flush()  # the host table is no part of the step
-    alive = [*parameters, *model.buffers(), *state, *batch.values()]
-    saved = 0
-    with PeakMemory(device, alive) as memory:
-        before = memory.current_bytes
-
-        def forward_ended(*_: Any) -> None:
-            nonlocal saved
-            saved = memory.current_bytes - before
-
-        hook = model.register_forward_hook(forward_ended)
-        trainer.training_step(trainer.model_wrapped, batch)
-        hook.remove()
-        gradients = tensor_bytes(p.grad for p in parameters if p.grad is not None)
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    batch, step = step_on(trainer, rows)
+    assert trainer.optimizer is not None
+    measured = measure_step(model, trainer.optimizer, batch, step=step)
     return {
-        "device": device_name(device),
-        "method": memory.method,
-        "peak_bytes": memory.peak_bytes,
-        "reserved_bytes": memory.reserved_bytes,
-        "parameter_bytes": tensor_bytes(parameters),
-        "gradient_bytes": gradients,
-        "optimizer_bytes": tensor_bytes(state),
-        "saved_bytes": saved,
+        "device": device_name(trainer.args.device),
+        **asdict(measured),
+        "temporary_bytes": measured.at_peak["temporary"],
         "host_cache_bytes": 0 if sampler is None else sampler.grad_norms.host_bytes,
     }
 

@@ -49,7 +49,9 @@ class RunRecord:
     throughput: dict[str, Any] | None = None
     sampling: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
-    variance: dict[str, Any] | None = None  # only in the file when it was measured
+    # Only in the file when they were measured:
+    variance: dict[str, Any] | None = None
+    attribution: dict[str, Any] | None = None
 
 
 def config_hash(config: dict[str, Any], without: tuple[str, ...] = ()) -> str:
@@ -105,8 +107,9 @@ def write_record(record: RunRecord, path: Path) -> None:
     A number that is not finite, which JSON does not know, is written as null.
     """
     content = _finite(asdict(record))
-    if content["variance"] is None:
-        del content["variance"]
+    for name in ("variance", "attribution"):
+        if content[name] is None:
+            del content[name]
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     text = re.sub(r"\[[^][{}]*\]", _on_one_line, text)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

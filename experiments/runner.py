@@ -20,16 +20,19 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from experiments import measure, training, tuning
+from experiments import checkpoints, measure, training, tuning
+from experiments.attribution import measure_alone
 from experiments.errors import UserError
 from experiments.models import load_model, load_tokenizer
 from experiments.provenance import provenance
 from experiments.records import RunRecord, check_writable, read_record, record_path, write_record
 from experiments.report import show
-from experiments.tasks import load_task
+from experiments.saving import check_memory, save_memory
+from experiments.tasks import TaskData, load_task
 from experiments.variance import VarianceProbe
+from wtacrs import Sampler
 
 CHECKPOINTS = Path("outputs/checkpoints")
 
@@ -93,6 +96,8 @@ def resolve(config: DictConfig) -> DictConfig:
                 "Python path, say my_estimators for my_estimators.py in this folder"
             ) from error
     check_numbers(config)
+    check_memory(config)
+    tuning.check_tuning(config.tuning)
     tuning.sampling_config(config)
     config.budget = float(config.budget)  # 1 and 1.0 are one run
     if config.estimator.name == "full":
@@ -143,26 +148,21 @@ def existing(path: Path, overwrite: bool) -> RunRecord | None:
 
 def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
     """Load, train, measure; fills the sections of ``record`` as they become known."""
-    set_seed(config.seed)  # the new head, dropout and the order of the data
-    tokenizer = load_tokenizer(config.model)
-    data = load_task(config.task, tokenizer, config.seed)
-    model = load_model(config.model, data.num_labels, data.regression)
-    tuning.tune(model, config.tuning)
-    sampler = tuning.sample(model, config, len(data.train), data.max_tokens)
-
+    tokenizer, data, model, sampler = prepare(config)
+    if config.measure.get("alone"):
+        measured = measure_alone(config, model, tokenizer, data, sampler)
+        record.memory, record.attribution = measured
+        record.sampling = tuning.describe_sampling(sampler)
+        return
     if config.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    resume_from = training.keep_last_checkpoint(folder)
+    resume_from = checkpoints.keep_last_checkpoint(folder)
     probe = None
     if sampler is not None and "probe_steps" in config.measure:
         probe = VarianceProbe(model, sampler, config.measure)
     facts, timer = training.BatchFacts(model, sampler), measure.StepTimer()
-    callbacks: list[TrainerCallback] = [timer, training.Checkpoints(facts, resume_from)]
-    if config.logging.name == "wandb":
-        if importlib.util.find_spec("wandb") is None:
-            raise UserError("logging=wandb needs a package: pip install wandb, or logging=none")
-        os.environ.setdefault("WANDB_PROJECT", config.logging.project)
-        os.environ.setdefault("WANDB_MODE", config.logging.mode)
+    callbacks: list[TrainerCallback] = [timer, checkpoints.Checkpoints(model, facts, resume_from)]
+    prepare_logging(config.logging)
     trainer = training.build_trainer(config, model, tokenizer, data, folder, callbacks)
     if resume_from is not None:
         print(f"resuming from {resume_from}")
@@ -177,6 +177,33 @@ def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
     if probe is not None:
         record.variance = {"probes": probe.results}
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def prepare(
+    config: Any,
+) -> tuple[PreTrainedTokenizerBase | None, TaskData, PreTrainedModel, Sampler | None]:
+    """Tokenizer, data, the model as it will train, and its sampler."""
+    set_seed(config.seed)  # the new head, dropout and the order of the data
+    tokenizer = load_tokenizer(config.model)
+    data = load_task(config.task, tokenizer, config.seed)
+    model = load_model(config.model, data.num_labels, data.regression)
+    max_tokens = training.longest_sequence(config, model, tokenizer, data)
+    tuning.tune(model, config.tuning)
+    save_memory(model, config.memory)
+    return tokenizer, data, model, tuning.sample(model, config, len(data.train), max_tokens)
+
+
+def prepare_logging(config: Any) -> None:
+    """Tell wandb of the group ``logging``.
+
+    Raises:
+        UserError: it is asked for and not installed.
+    """
+    if config.name == "wandb":
+        if importlib.util.find_spec("wandb") is None:
+            raise UserError("logging=wandb needs a package: pip install wandb, or logging=none")
+        os.environ.setdefault("WANDB_PROJECT", config.project)
+        os.environ.setdefault("WANDB_MODE", config.mode)
 
 
 def status_of(error: BaseException) -> str:

@@ -33,10 +33,11 @@ def load_runs(folder: Path) -> pd.DataFrame:
         RecordError: a file in it is not a record.
     """
     records = [read_record(path) for path in sorted(folder.glob("*.json"))]
-    rows = [_row(record) for record in records if record.status == "completed"]
+    # One that measured memory alone trained nothing, and would be a second baseline.
+    rows = [_row(r) for r in records if r.status == "completed" and r.metrics is not None]
     if not rows:
         raise UserError(
-            f"{folder} holds no completed record ({len(records)} others); make some with "
+            f"{folder} holds no completed record of a training run ({len(records)} others); make some with "
             f"python run.py results_dir={folder}"
         )
     return pd.DataFrame(rows).sort_values([*GROUP, "order", "budget", "seed"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from experiments.errors import UserError
 from experiments.tasks import TaskData
 from experiments.text2text import is_text_to_text, text_to_text, token_masks
 from wtacrs import Sampler
-
-STATE_FILE = "wtacrs_state.pt"
 
 
 class BatchFacts:
@@ -71,57 +68,6 @@ class BatchFacts:
     def mean_loss(self) -> float:
         """Mean loss over all training steps so far; not finite once a loss was not."""
         return torch.stack(self.losses).double().mean().item()
-
-
-class Checkpoints(TrainerCallback):
-    """Makes a resumed run the same run, which the Trainer's checkpoints alone do not.
-
-    They hold neither the sampler nor the losses so far. One at the end of an epoch is made before
-    the evaluation, which a resumed run would leave out; here it waits for it. From one at the very
-    end the Trainer would train on; here it is not made.
-    """
-
-    def __init__(self, facts: BatchFacts, resume_from: Path | None) -> None:
-        self.facts = facts
-        self.resume_from = resume_from
-        self._waiting = False
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.resume_from is not None:
-            saved = torch.load(self.resume_from / STATE_FILE, weights_only=True)
-            self.facts.losses = [loss.to(args.device) for loss in saved["losses"]]
-            if self.facts.sampler is not None:
-                self.facts.sampler.load_state_dict(saved["sampler"])
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_save = False
-        elif control.should_save and float(state.epoch).is_integer():
-            control.should_save, self._waiting = False, True
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._waiting:
-            control.should_save, self._waiting = True, False
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        sampler = self.facts.sampler
-        saved = {
-            "losses": torch.stack(self.facts.losses).cpu(),
-            "sampler": None if sampler is None else sampler.state_dict(),
-        }
-        file = Path(args.output_dir, f"checkpoint-{state.global_step}", STATE_FILE)
-        torch.save(saved, file.with_suffix(".part"))
-        file.with_suffix(".part").replace(file)  # the last file of a checkpoint, and whole
-
-
-def keep_last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in ``folder`` that was written to its end; the others are removed."""
-    whole = [file.parent for file in folder.glob(f"checkpoint-*/{STATE_FILE}")]
-    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-    for path in folder.glob("checkpoint-*"):
-        if path != last:
-            shutil.rmtree(path)  # or the Trainer, which keeps one, might take it for the newest
-    return last
 
 
 def training_arguments(config: Any, folder: Path) -> TrainingArguments:

@@ -1,4 +1,4 @@
-"""Bytes alive and the peak, exact on every device, and what autograd keeps for the backward pass.
+"""What a training step takes at its peak, exact on every device, and of what the peak is made.
 
 On CUDA the allocator counts. Elsewhere ``StorageTracker`` follows every storage from allocation to
 release, which also works on fake tensors. Both count what operations allocate and return; neither
@@ -7,102 +7,27 @@ counts memory outside torch. Scratch memory inside one CPU kernel is not seen.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from wtacrs.tracker import SavedBytes, StorageTracker, tensor_bytes
 
-def _key(tensor: Tensor) -> int:
-    """What tells a tensor's storage from others; data_ptr would be 0 for every fake one."""
-    return int(tensor.untyped_storage()._cdata)
-
-
-class StorageTracker(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make inside the context.
-
-    Args:
-        tensors: tensors that exist already and count from the start, say parameters.
-
-    Attributes:
-        current_bytes: bytes alive now.
-        peak_bytes: most bytes alive at once since the start.
-    """
-
-    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
-        super().__init__()
-        self.current_bytes = 0
-        self.peak_bytes = 0
-        self._sizes: dict[int, int] = {}
-        for tensor in tensors:
-            self._follow(tensor)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        given = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(out):
-            # A view of memory that was there before the context is not made in it.
-            if isinstance(leaf, Tensor) and (_key(leaf) in self._sizes or _key(leaf) not in given):
-                self._follow(leaf)
-        return out
-
-    def _follow(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = _key(tensor), storage.nbytes()
-        if key not in self._sizes:
-            # The storage object lives as long as the memory does, whoever holds it.
-            weakref.finalize(storage, self._release, key).atexit = False
-        self.current_bytes += size - self._sizes.get(key, 0)  # also follows resize_
-        self._sizes[key] = size
-        self.peak_bytes = max(self.peak_bytes, self.current_bytes)
-
-    def _release(self, key: int) -> None:
-        self.current_bytes -= self._sizes.pop(key, 0)
-
-
-class SavedBytes:
-    """Context that counts what autograd saves for the backward pass, each storage once.
-
-    Parameters of ``model`` do not count: they are alive anyway. ``bytes`` is the sum,
-    ``tensors`` the (shape, dtype) of each storage's first tensor.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._seen = {_key(p) for p in model.parameters()}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-        self._alive: list[torch.UntypedStorage] = []  # so that no freed key is taken again
-        self.tensors: list[tuple[tuple[int, ...], torch.dtype]] = []
-
-    @property
-    def bytes(self) -> int:
-        return sum(storage.nbytes() for storage in self._alive)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if _key(tensor) not in self._seen:
-            self._seen.add(_key(tensor))
-            self._alive.append(storage)
-            self.tensors.append((tuple(tensor.shape), tensor.dtype))
-        return tensor
-
-    def __enter__(self) -> SavedBytes:
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self._hooks.__exit__(*exc)
-
-
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the distinct storages behind ``tensors``."""
-    return sum({_key(t): t.untyped_storage().nbytes() for t in tensors}.values())
+__all__ = [
+    "PeakMemory",
+    "SavedBytes",
+    "StepMemory",
+    "StorageTracker",
+    "measure_step",
+    "optimizer_tensors",
+    "tensor_bytes",
+]
 
 
 class PeakMemory:
@@ -151,3 +76,151 @@ class PeakMemory:
         if self._tracker is None:
             return torch.cuda.max_memory_reserved(self.device)
         return None
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """The bytes of one training step on one device.
+
+    Attributes:
+        method: "cuda allocator" or "storage tracker", what counted ``peak_bytes``.
+        peak_bytes: most bytes alive at once.
+        reserved_bytes: most bytes that CUDA's caching allocator held; None elsewhere.
+        parameter_bytes, gradient_bytes, optimizer_bytes: totals, frozen parameters too.
+        saved_bytes: what is alive when the forward pass ends and was not before it.
+        at_peak: what was alive at the peak; the sum is ``peak_bytes``.
+            parameter, optimizer, gradient; saved: was alive when the forward pass ended;
+            other: was there before the step, buffers and the batch; temporary: the rest;
+            unseen: what only CUDA's allocator sees, rounding to blocks and workspaces of kernels.
+    """
+
+    method: str
+    peak_bytes: int
+    reserved_bytes: int | None
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    saved_bytes: int
+    at_peak: dict[str, int]
+
+
+def measure_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batch: Mapping[str, Tensor],
+    *,
+    step: Callable[[], Any] | None = None,
+) -> StepMemory:
+    """Make a training step: forward, backward, ``optimizer.step()``; parameters change.
+
+    An optimizer without state makes a step first, which does not count: its state has to be there.
+    On CUDA there are two, for the tracker and for the allocator. Fake tensors compute nothing.
+
+    Args:
+        model, optimizer: on one device; gradients are set to None before and after.
+        batch: tensors by name, on that device.
+        step: makes the forward and backward pass; by default ``model(**batch).loss.backward()``.
+
+    Raises:
+        ValueError: ``step`` does not call ``model``.
+    """
+    run = step or (lambda: model(**batch).loss.backward())
+    if not optimizer.state:
+        _run_step(model, optimizer, run, StorageTracker())
+    followed = _follow_step(model, optimizer, batch, run)
+    parameter = next(model.parameters())
+    if parameter.device.type != "cuda" or isinstance(parameter, FakeTensor):
+        return followed
+    allocator = PeakMemory(parameter.device)
+    counted = _run_step(model, optimizer, run, allocator)
+    return replace(
+        followed,
+        method=allocator.method,
+        peak_bytes=allocator.peak_bytes,
+        reserved_bytes=allocator.reserved_bytes,
+        saved_bytes=counted.saved_bytes,
+        at_peak={**followed.at_peak, "unseen": allocator.peak_bytes - followed.peak_bytes},
+    )
+
+
+def _follow_step(
+    model: nn.Module, optimizer: Optimizer, batch: Mapping[str, Tensor], run: Callable[[], Any]
+) -> StepMemory:
+    parameters, state = [*model.parameters()], optimizer_tensors(optimizer)
+    there = [*parameters, *state, *model.buffers(), *batch.values()]
+    tracker = StorageTracker(there, parameters[0].device)
+    owners = {"parameter": tracker.numbers(parameters), "optimizer": tracker.numbers(state)}
+    moments = _run_step(model, optimizer, run, tracker)
+    owners["optimizer"] |= tracker.numbers(optimizer_tensors(optimizer))  # some make it anew
+    owners |= {"gradient": moments.gradients, "other": moments.before, "saved": moments.saved}
+    return StepMemory(
+        method="storage tracker",
+        peak_bytes=tracker.peak_bytes,
+        reserved_bytes=None,
+        parameter_bytes=tensor_bytes(parameters),
+        gradient_bytes=moments.gradient_bytes,
+        optimizer_bytes=tensor_bytes(state),
+        saved_bytes=moments.saved_bytes,
+        at_peak=_split(tracker.at_peak(), owners),
+    )
+
+
+@dataclass
+class _Moments:
+    """A step's bytes, and the numbers of the storages where a tracker gives them."""
+
+    before: set[int] = field(default_factory=set)
+    saved: set[int] = field(default_factory=set)
+    gradients: set[int] = field(default_factory=set)
+    saved_bytes: int = -1
+    gradient_bytes: int = 0
+
+
+def _run_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    run: Callable[[], Any],
+    memory: StorageTracker | PeakMemory,
+) -> _Moments:
+    moments = _Moments()
+    tracker = memory if isinstance(memory, StorageTracker) else None
+    optimizer.zero_grad(set_to_none=True)
+
+    def forward_ended(*_: Any) -> None:
+        moments.saved_bytes = memory.current_bytes - before_bytes
+        if tracker is not None:
+            moments.saved = tracker.alive() - moments.before
+
+    hook = model.register_forward_hook(forward_ended)
+    try:
+        with memory:
+            before_bytes = memory.current_bytes
+            if tracker is not None:
+                moments.before = tracker.alive()
+            run()
+            hook.remove()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            moments.gradient_bytes = tensor_bytes(gradients)
+            if tracker is not None:
+                moments.gradients = tracker.numbers(gradients)
+            optimizer.step()
+    finally:
+        hook.remove()
+        optimizer.zero_grad(set_to_none=True)
+    if moments.saved_bytes < 0:
+        raise ValueError("step made no forward pass of the model; it has to call model(...)")
+    return moments
+
+
+def _split(sizes: dict[int, int], owners: dict[str, set[int]]) -> dict[str, int]:
+    """Bytes by owner, the first that has a storage; what has none is temporary."""
+    parts = dict.fromkeys([*owners, "temporary", "unseen"], 0)
+    for number, size in sizes.items():
+        owner = next((name for name, numbers in owners.items() if number in numbers), "temporary")
+        parts[owner] += size
+    return parts
+
+
+def optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """The tensors of an optimizer's state."""
+    return [leaf for leaf in tree_leaves([*optimizer.state.values()]) if torch.is_tensor(leaf)]

@@ -1,13 +1,18 @@
 """Memory of one step and times of many, against what is known beforehand."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import Trainer
 
 from experiments import measure
+from experiments.attribution import describe_held
 from experiments.measure import StepTimer, describe_throughput, measure_memory
 from experiments.models import load_model
+from experiments.runner import run
+from experiments.tables import load_runs
 from experiments.tasks import load_task
 from experiments.training import BatchFacts, build_trainer, longest_batch
 from experiments.tuning import sample
@@ -41,6 +46,9 @@ def test_memory_of_a_step(trained):
         assert 2 * weights < measured["optimizer_bytes"] < 2.01 * weights  # AdamW: two, and steps
         assert measured["peak_bytes"] > weights * 4 + measured["saved_bytes"] / 2
         assert (measured["method"], measured["reserved_bytes"]) == ("storage tracker", None)
+        assert sum(measured["at_peak"].values()) == measured["peak_bytes"]
+        assert measured["at_peak"]["parameter"] == weights
+        assert measured["at_peak"]["temporary"] == measured["temporary_bytes"] > 0
         assert all(p.grad is None for p in model.parameters())
     assert memory["full"]["host_cache_bytes"] == 0
     assert memory["wtacrs"]["host_cache_bytes"] == 8 * 64 * 16 * 2  # inputs, rows, tokens, bytes
@@ -58,6 +66,51 @@ def test_memory_shrinks_with_the_budget(trained):
         saved.append(measure_memory(trainer, model, rows, sampler)["saved_bytes"])
     assert saved == sorted(saved, reverse=True)
     assert len(set(saved)) == 3
+
+
+def test_saved_bytes_are_attributed(trained):
+    """All of the very step that is measured; the model is left as it was."""
+    trainer, model, rows, sampler = trained()
+    before = measure_memory(trainer, model, rows, sampler)
+    found = describe_held(trainer, model, rows)
+    assert found["saved_bytes"] == before["saved_bytes"]
+    assert found["saved_bytes"] == sum(row["bytes"] for row in found["rows"])
+    assert all(p.grad is None for p in model.parameters())
+    assert measure_memory(trainer, model, rows, sampler) == before
+
+
+def test_a_run_that_measures_memory_alone(make_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.delattr(Trainer, "evaluate")
+    overrides = ("measure=memory", "training.max_steps=-1", "training.epochs=50")
+    run(make_config(*overrides))
+    (path,) = (tmp_path / "runs").iterdir()
+    record = json.loads(path.read_text())
+    assert (record["status"], record["metrics"], record["throughput"]) == ("completed", None, None)
+    assert record["sampling"]["layers"] == 12
+    found, memory = record["attribution"], record["memory"]
+    assert found.keys() == {"saved_bytes", "rows", "sampled"}
+    assert found["saved_bytes"] == memory["saved_bytes"]
+    row = found["rows"][0]
+    assert row.keys() == {"made_in", "operation", "count", "bytes", "share", "held_by"}
+    out = capsys.readouterr().out
+    assert "peak memory" in out
+    assert "accuracy" not in out
+    assert f"{row['made_in']} ({row['operation']})" in out
+    assert all(layer["pattern"] in out for layer in found["sampled"])
+    assert load_runs(tmp_path / "runs")["peak_bytes"].tolist() == [memory["peak_bytes"]]
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_memory_alone_is_that_of_a_run(make_config, tmp_path):
+    """One step of training makes no difference to what a step takes."""
+    run(make_config("training.max_steps=4"))
+    run(make_config("training.max_steps=4", "measure=memory"))
+    alone, whole = sorted(
+        (json.loads(path.read_text()) for path in (tmp_path / "runs").iterdir()),
+        key=lambda record: record["metrics"] is not None,
+    )
+    assert "attribution" not in whole
+    assert alone["memory"] == whole["memory"]
 
 
 def facts(samples, tokens):

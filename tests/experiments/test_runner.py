@@ -15,7 +15,7 @@ from experiments.runner import RunError, run
 SECTIONS = {  # ARCHITECTURE section 7
     "metrics": "main best best_epoch last per_epoch train_loss",
     "memory": "device method peak_bytes reserved_bytes parameter_bytes gradient_bytes"
-    " optimizer_bytes saved_bytes host_cache_bytes",
+    " optimizer_bytes saved_bytes at_peak temporary_bytes host_cache_bytes",
     "throughput": "samples_per_second tokens_per_second step_seconds steps_timed warmup_steps",
     "sampling": "layers skipped rows_kept_fraction",
     "provenance": "git_commit git_dirty packages python platform device_name cpu threads"

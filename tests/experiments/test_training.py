@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import Trainer
 
-from experiments import measure, runner, training, tuning
+from experiments import checkpoints, measure, runner, training, tuning
 from experiments.records import RunRecord
 from experiments.training import BatchFacts, longest_batch, pad_pixels, training_arguments
 
@@ -107,17 +107,17 @@ def test_unfinished_checkpoint_is_passed_over(train, tmp_path):
     folder = tmp_path / "checkpoints"
     (folder / "checkpoint-10").mkdir()  # cut off while it was written
     assert train("training.checkpoint_steps=2", cut_after=3)[1] == losses[2:]
-    (folder / "checkpoint-2" / training.STATE_FILE).unlink()
+    (folder / "checkpoint-2" / checkpoints.STATE_FILE).unlink()
     assert train("training.checkpoint_steps=2")[1][:3] == losses
 
 
 def test_last_checkpoint(tmp_path):
-    assert training.keep_last_checkpoint(tmp_path / "nowhere") is None
+    assert checkpoints.keep_last_checkpoint(tmp_path / "nowhere") is None
     for step in (8, 10, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (8, 10):
-        (tmp_path / f"checkpoint-{step}" / training.STATE_FILE).touch()
-    assert training.keep_last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+        (tmp_path / f"checkpoint-{step}" / checkpoints.STATE_FILE).touch()
+    assert checkpoints.keep_last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
 
 

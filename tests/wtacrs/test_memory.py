@@ -1,96 +1,16 @@
-"""Bytes against sums worked by hand: every size below is elements * 4 for float32."""
+"""The memory of a step against sums worked by hand: sizes are elements * 4 for float32."""
 
 import gc
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import BertConfig, BertForSequenceClassification
 
-from wtacrs.memory import PeakMemory, SavedBytes, StorageTracker, tensor_bytes
-
-
-def test_bytes_alive_and_peak():
-    with StorageTracker() as tracker:
-        a = torch.zeros(100)
-        b = a + 1
-        assert (tracker.current_bytes, tracker.peak_bytes) == (800, 800)
-        del a
-        assert (tracker.current_bytes, tracker.peak_bytes) == (400, 800)
-        c = torch.cat([b, b])
-        assert (tracker.current_bytes, tracker.peak_bytes) == (1200, 1200)
-        del b, c
-    assert (tracker.current_bytes, tracker.peak_bytes) == (0, 1200)
-
-
-def test_views_share_a_storage():
-    with StorageTracker() as tracker:
-        a = torch.zeros(10, 10)
-        views = [a.T, a[2:], a.reshape(-1), a.detach(), a.chunk(2)]
-        assert tracker.current_bytes == 400
-        del a
-        assert tracker.current_bytes == 400  # any view keeps all of it
-        del views
-        assert tracker.current_bytes == 0
-
-
-def test_what_exists_already_counts_where_it_is_named():
-    a = torch.zeros(100)
-    with StorageTracker([a, a[:3]]) as tracker:
-        assert tracker.current_bytes == tracker.peak_bytes == 400
-        a.add_(1)
-        assert tracker.current_bytes == 400
-        del a
-        assert tracker.current_bytes == 0
-
-
-def test_what_existed_already_is_not_made_by_a_view():
-    """A storage that no operation in the context has allocated does not count."""
-    a = torch.zeros(100)
-    with StorageTracker() as tracker:
-        view = a.view(10, 10)
-        assert tracker.current_bytes == 0
-    assert view.shape == (10, 10)
-
-
-def test_resize():
-    with StorageTracker() as tracker:
-        a = torch.zeros(100)
-        a.resize_(50, 4)
-        assert tracker.current_bytes == 800
-        a.untyped_storage().resize_(0)
-        torch.zeros_like(a[:0])
-
-
-def mlp_step(device, fake=False):
-    """A step of x (8, 4) -> (8, 6) -> relu -> (8, 2) under the tracker; (after forward, peak, end).
-
-    Alive from the start: x 128, W1 96, W2 48, dy 64: 336.
-    Forward: h 192 and r 192 at once, then h goes and y 64 comes: 592 after the forward pass.
-    Backward: dW2 48 and dr 192, then dh 192 beside them: 1024, the peak. r is held here, in the
-    frame. Then dr goes, dW1 96 comes, dh goes: the end is 336 + 192 + 64 + 48 + 96 = 736.
-    """
-    x, dy = torch.randn(8, 4, device=device), torch.ones(8, 2, device=device)
-    w1, w2 = (nn.Parameter(torch.randn(size, device=device)) for size in [(6, 4), (2, 6)])
-    with PeakMemory(torch.device(device), [x, dy, w1, w2]) as memory:
-        start = memory.current_bytes
-        r = F.relu(F.linear(x, w1))
-        y = F.linear(r, w2)
-        forward = memory.current_bytes - start
-        y.backward(dy)
-    return start, forward, memory.peak_bytes, memory.current_bytes
-
-
-@pytest.mark.parametrize("fake", [False, True])
-def test_a_training_step(fake):
-    """The same on fake tensors: a plan is a measurement."""
-    if fake:
-        with FakeTensorMode():
-            numbers = mlp_step("cpu")
-    else:
-        numbers = mlp_step("cpu")
-    assert numbers == (336, 256, 1024, 736)
+from wtacrs.memory import PeakMemory, measure_step, optimizer_tensors, tensor_bytes
 
 
 def test_peak_memory_on_the_cpu():
@@ -121,26 +41,117 @@ def test_peak_memory_on_cuda():
     assert b.sum() == 1024
 
 
-def test_saved_bytes_of_a_plain_layer():
-    """Its input, once; not its parameters; a view of the input is the same storage."""
-    model = nn.Linear(4, 3)
-    x = torch.randn(5, 4)
-    with SavedBytes(model) as saved:
-        model(x), model(x[:2])
-    assert saved.bytes == 80
-    assert saved.tensors == [((5, 4), torch.float32)]
+class Summed(nn.Sequential):
+    """Layers whose output is summed to the loss; sum saves nothing."""
+
+    def forward(self, x):
+        return SimpleNamespace(loss=super().forward(x).sum())
 
 
-def test_saved_bytes_count_what_is_gone():
-    """Storages of freed graphs stay counted: a new tensor at their address is a new storage."""
-    model = nn.Linear(4, 3)
-    with SavedBytes(model) as saved:
-        for _ in range(5):
-            model(torch.randn(5, 4))
-    assert saved.bytes == 5 * 80
+def sgd_step(*layers):
+    model = Summed(*layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return measure_step(model, optimizer, {"x": torch.ones(8, 4)})
 
 
-def test_tensor_bytes():
-    a = torch.zeros(10, 10)
-    assert tensor_bytes([a, a.T, a[0], torch.zeros(3, dtype=torch.bfloat16)]) == 406
-    assert tensor_bytes([]) == 0
+def parts(**sizes):
+    names = ("parameter", "optimizer", "gradient", "saved", "temporary", "other", "unseen")
+    return dict.fromkeys(names, 0) | sizes
+
+
+@pytest.mark.parametrize("mode", [nullcontext, FakeTensorMode])
+def test_step_of_a_linear_layer(mode):
+    """x (8, 4) 128, W (6, 4) 96, momentum 96. y 192 and the loss 4 meet: the peak, 516.
+
+    The layer saves x, which is there anyway: when the forward pass ends only the loss is new.
+    """
+    with mode():
+        memory = sgd_step(nn.Linear(4, 6, bias=False))
+    assert memory.peak_bytes == 516
+    assert memory.at_peak == parts(parameter=96, optimizer=96, other=128, saved=4, temporary=192)
+    assert (memory.parameter_bytes, memory.gradient_bytes, memory.optimizer_bytes) == (96, 96, 96)
+    assert (memory.saved_bytes, memory.reserved_bytes) == (4, None)
+    assert memory.method == "storage tracker"
+
+
+@pytest.mark.parametrize("mode", [nullcontext, FakeTensorMode])
+def test_step_of_two_layers(mode):
+    """x 128, W1 (6, 4) 96, W2 (2, 6) 48, momenta 144: 416 at the start.
+
+    The forward pass leaves r 192 and the loss 4. The backward pass holds the loss's gradient 4 to
+    its end; dW2 48 comes with dr 192, then dh 192 beside them while r is read. That is the peak,
+    416 + 196 + 4 + 48 + 384 = 1048.
+    """
+    with mode():
+        memory = sgd_step(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 2, bias=False))
+    assert memory.saved_bytes == 196
+    assert memory.gradient_bytes == 144
+    assert memory.peak_bytes == 1048
+    assert memory.at_peak == parts(
+        parameter=144, optimizer=144, other=128, gradient=48, saved=196, temporary=388
+    )
+
+
+def test_step_makes_the_optimizer_state_first():
+    """Two steps where there is no state, one where there is; the gradients are gone after each."""
+    model, calls = Summed(nn.Linear(4, 2)), []
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step():
+        calls.append(model(torch.ones(3, 4)).loss.backward())
+
+    for expected in (2, 3):
+        memory = measure_step(model, optimizer, {}, step=step)
+        assert len(calls) == expected
+        assert memory.optimizer_bytes == 2 * memory.parameter_bytes + 2 * 4  # two, and steps
+        assert tensor_bytes(optimizer_tensors(optimizer)) == memory.optimizer_bytes
+        assert all(p.grad is None for p in model.parameters())
+    assert not model._forward_hooks
+
+
+def test_step_without_a_forward_pass():
+    model = Summed(nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters())
+    with pytest.raises(ValueError, match="no forward pass"):
+        measure_step(model, optimizer, {}, step=lambda: None)
+
+
+def bert_step(device="cpu", **sizes):
+    """A training step of a small BERT, one row padded, dropout on."""
+    torch.manual_seed(0)
+    size = {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100, **sizes}
+    with torch.device(device):
+        model = BertForSequenceClassification(BertConfig(**size)).train()
+    assert model.config.hidden_dropout_prob == model.config.attention_probs_dropout_prob == 0.1
+    mask = torch.ones(32, 16, dtype=torch.int64)
+    mask[1, 12:] = 0
+    batch = {"input_ids": torch.ones_like(mask), "attention_mask": mask}
+    batch["labels"] = torch.zeros(32, dtype=torch.int64)
+    batch = {name: value.to(device) for name, value in batch.items()}
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    return measure_step(model, optimizer, batch)
+
+
+def test_a_planned_step_is_a_measured_one():
+    """The same transformer on fake tensors: all numbers within 1 %."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    real = bert_step(**sizes)
+    with FakeTensorMode():
+        planned = bert_step(**sizes)
+    assert sum(real.at_peak.values()) == real.peak_bytes
+    assert sum(planned.at_peak.values()) == planned.peak_bytes
+    for name in ("peak", "parameter", "gradient", "optimizer", "saved"):
+        expected = pytest.approx(getattr(real, f"{name}_bytes"), rel=0.01)
+        assert getattr(planned, f"{name}_bytes") == expected
+    assert planned.at_peak == pytest.approx(real.at_peak, rel=0.01, abs=0.01 * real.peak_bytes)
+    assert real.at_peak["saved"] > 0
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_step_on_cuda():
+    """The allocator's peak, and the tracker's within 5 %; the tensors dwarf its blocks."""
+    memory = bert_step("cuda", hidden_size=256, intermediate_size=1024)
+    assert memory.method == "cuda allocator"
+    assert memory.reserved_bytes >= memory.peak_bytes == sum(memory.at_peak.values())
+    assert abs(memory.at_peak["unseen"]) < 0.05 * memory.peak_bytes

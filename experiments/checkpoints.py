@@ -1,0 +1,71 @@
+"""Checkpoints from which a run that was cut off goes on as the same run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from experiments.training import BatchFacts
+from wtacrs.lossless import rounding_of
+
+STATE_FILE = "wtacrs_state.pt"
+
+
+class Checkpoints(TrainerCallback):
+    """Makes a resumed run the same run, which the Trainer's checkpoints alone do not.
+
+    They hold neither the sampler, nor the generator of rounded derivatives, nor the losses so far.
+    One at the end of an epoch is made before the evaluation, which a resumed run would leave out;
+    here it waits for it. From one at the very end the Trainer would train on; here it is not made.
+    """
+
+    def __init__(self, model: nn.Module, facts: BatchFacts, resume_from: Path | None) -> None:
+        self.facts = facts
+        self.rounding = rounding_of(model)
+        self.resume_from = resume_from
+        self._waiting = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.resume_from is not None:
+            saved = torch.load(self.resume_from / STATE_FILE, weights_only=True)
+            self.facts.losses = [loss.to(args.device) for loss in saved["losses"]]
+            if self.facts.sampler is not None:
+                self.facts.sampler.load_state_dict(saved["sampler"])
+            if self.rounding is not None:
+                self.rounding.load_state_dict(saved["rounding"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+        elif control.should_save and float(state.epoch).is_integer():
+            control.should_save, self._waiting = False, True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._waiting:
+            control.should_save, self._waiting = True, False
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        sampler = self.facts.sampler
+        saved = {
+            "losses": torch.stack(self.facts.losses).cpu(),
+            "sampler": None if sampler is None else sampler.state_dict(),
+            "rounding": None if self.rounding is None else self.rounding.state_dict(),
+        }
+        file = Path(args.output_dir, f"checkpoint-{state.global_step}", STATE_FILE)
+        torch.save(saved, file.with_suffix(".part"))
+        file.with_suffix(".part").replace(file)  # the last file of a checkpoint, and whole
+
+
+def keep_last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in ``folder`` that was written to its end; the others are removed."""
+    whole = [file.parent for file in folder.glob(f"checkpoint-*/{STATE_FILE}")]
+    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    for path in folder.glob("checkpoint-*"):
+        if path != last:
+            shutil.rmtree(path)  # or the Trainer, which keeps one, might take it for the newest
+    return last
