@@ -5,10 +5,11 @@ STAMP := .venv/.installed
 DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/demo/runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench table figure-variance ablation test check format
+.PHONY: help setup demo bench table figure-variance ablation table2 figure-memory figure-batch \
+	test check format
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## build .venv with the locked versions (make setup PYTHON=python3.12)
 
@@ -55,6 +56,17 @@ ablation: $(STAMP) ## accuracy against budget (GLUE_DIR; hours; SEEDS=0,1,2 BUDG
 
 table: $(STAMP) ## rebuild results/tables and the README's table from results/runs
 	$(PY) -m experiments.tables results/runs --output results/tables/runs --splice README.md
+
+PLANNED = HF_HUB_OFFLINE=1 $(PY) -m experiments
+
+table2: $(STAMP) ## the paper's Table 2 and ours, planned without a GPU (what has a record is kept)
+	$(PLANNED).table2
+
+figure-memory: $(STAMP) ## of what the peak is made, per method, from the records of table2
+	$(PLANNED).memory_figures memory
+
+figure-batch: $(STAMP) ## peak against batch size and largest batches, planned (an hour, then kept)
+	$(PLANNED).memory_figures batch
 
 test: $(STAMP) ## run the tests, without network
 	HF_HUB_OFFLINE=1 $(PY) -m pytest

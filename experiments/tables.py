@@ -37,7 +37,7 @@ def load_runs(folder: Path) -> pd.DataFrame:
     rows = [_row(r) for r in records if r.status == "completed" and r.metrics is not None]
     if not rows:
         raise UserError(
-            f"{folder} holds no completed record of a training run ({len(records)} others); make some with "
+            f"{folder} holds no completed record ({len(records)} others); make some with "
             f"python run.py results_dir={folder}"
         )
     return pd.DataFrame(rows).sort_values([*GROUP, "order", "budget", "seed"])
