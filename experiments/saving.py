@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from experiments.errors import UserError
@@ -28,6 +28,8 @@ def check_memory(config: DictConfig) -> None:
     for key, choices in (("gelu", GELU), ("attention", ATTENTION), ("recompute", RECOMPUTE)):
         if memory[key] not in choices:
             raise UserError(f"memory.{key}={memory[key]!r} is unknown; choose {', '.join(choices)}")
+    if not isinstance(memory.lossless, ListConfig):
+        raise UserError(f"memory.lossless={memory.lossless!r}; give a list, say [norm,dropout]")
     if unknown := [kind for kind in memory.lossless if kind not in KINDS]:
         raise UserError(f"memory.lossless holds {unknown}; choose from {', '.join(KINDS)}")
     if not isinstance(memory.sample_linears, bool):
