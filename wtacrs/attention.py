@@ -25,7 +25,8 @@ from wtacrs.sampler import Sampler
 
 ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
 NAMES = {"recompute": "wtacrs_recompute", "sampled": "wtacrs_sampled"}
-CHUNK_BYTES = 1 << 22  # of the scores at a time: small beside any layer, large beside a kernel
+CHUNK_BYTES = 1 << 22  # of the scores at a time, small beside any layer, or
+PARTS = 16  # so many parts, so that there are not too many kernels
 
 
 def part_of(tensor: Tensor, start: int, stop: int) -> Tensor:
@@ -43,7 +44,7 @@ class RecomputedAttention(torch.autograd.Function):
         b, h, t, s = *q.shape[:3], k.shape[2]
         keep = keep_mask(torch.Size((b, h, t, s)), p, q.device) if p > 0 else None
         out = torch.empty((b, t, h, v.shape[-1]), dtype=v.dtype, device=v.device).transpose(1, 2)
-        ctx.step = max(1, min(b, CHUNK_BYTES // max(1, 4 * h * t * s)))
+        ctx.step = max(1, min(b, max(-(-b // PARTS), CHUNK_BYTES // max(1, 4 * h * t * s))))
         if h * t * s % 8:
             ctx.step = -(-ctx.step // 8) * 8  # a part's bits begin with a byte
         with torch.autocast(q.device.type, enabled=False):

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 1 << 20  # elements at a time: what is unpacked stays small and in the cache
+CHUNK = 1 << 20  # elements at a time, or
+PARTS = 32  # so many parts: what is unpacked stays small, and so does the number of kernels
 GATHER = 0x0102040810204080  # byte j of the word lands in bit 56 + j; no two products meet
 SPREAD = 0x0101010101010101  # a byte in each byte of the word
 SELECT = 0x8040201008040201 - (1 << 64)  # bit j of byte j, as a signed number
@@ -53,7 +54,8 @@ def zero_unkept(values: Tensor, bits: Tensor) -> Tensor:
 
 
 def _parts(values: Tensor, bits: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(part of the values, its mask, part of ``out``), ``CHUNK`` elements at a time."""
-    sources, targets = values.reshape(-1).split(CHUNK), out.view(-1).split(CHUNK)
-    for part, part_bits, target in zip(sources, bits.split(CHUNK // 8), targets, strict=True):
+    """(part of the values, its mask, part of ``out``), one part after the other."""
+    size = max(CHUNK, -(-bits.numel() // PARTS) * 8)
+    sources, targets = values.reshape(-1).split(size), out.view(-1).split(size)
+    for part, part_bits, target in zip(sources, bits.split(size // 8), targets, strict=True):
         yield part, unpack(part_bits, part.shape), target
