@@ -1,0 +1,262 @@
+"""The planner: what it prints, and that what it plans is what a real step takes."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from experiments import plan as command
+from experiments.errors import UserError
+from experiments.models import new_model
+from experiments.planning import largest_batch, parse_bytes, plan, settings
+from experiments.rehearsal import Rehearsal, cuda_kernels
+from experiments.saving import save_memory
+from experiments.text2text import is_text_to_text, token_masks
+from experiments.tuning import sample, tune
+from wtacrs.memory import SavedBytes, measure_step
+
+BERT = (
+    *("model=digits_tiny", "batch_size=4", "max_length=32", "device=cpu"),
+    *("model.config.hidden_dropout_prob=0.1", "model.config.attention_probs_dropout_prob=0.1"),
+)
+T5 = (
+    *("model=t5_small", "batch_size=4", "max_length=32", "target_length=3", "device=cpu"),
+    *("model.architecture.d_model=64", "model.architecture.d_ff=128"),
+    *("model.architecture.num_layers=1", "model.architecture.num_decoder_layers=1"),
+    *("model.architecture.num_heads=2", "model.architecture.d_kv=32"),
+    "model.architecture.vocab_size=100",
+)
+KEYS = {
+    *("config", "peak_bytes", "parameter_bytes", "gradient_bytes", "optimizer_bytes"),
+    *("saved_bytes", "temporary_bytes", "at_peak", "flops", "relative_flops", "max_batch_size"),
+}
+METHODS = {
+    "bert-eager": (*BERT, "memory=plain", "memory.attention=eager"),
+    "bert-sdpa": (*BERT, "memory=plain", "memory.attention=sdpa"),
+    "bert-linear": (*BERT, "memory=linear"),
+    "bert-lean": (*BERT, "memory=lean"),
+    "bert-leanest-lora": (*BERT, "memory=leanest", "tuning=lora"),
+    "t5-eager": (*T5, "memory=plain", "memory.attention=eager"),
+    "t5-paper": (*T5, "memory=paper"),
+    "t5-lean": (*T5, "memory=lean", "budget=0.1"),
+    "t5-checkpoint": (*T5, "memory=checkpoint"),
+    "t5-paper-lora": (*T5, "memory=paper", "tuning=lora"),
+}
+
+
+def one(*overrides):
+    (config,) = settings([*overrides]).values()
+    return config
+
+
+def printed(capsys, *overrides):
+    assert command.main([*overrides]) == 0
+    return capsys.readouterr().out
+
+
+def real_step(config):
+    """The step that ``config`` describes, on real tensors on the CPU."""
+    model = new_model(config.model)
+    tune(model, config.tuning)
+    save_memory(model, config.memory)
+    sampler = sample(model, config, config.batch_size, config.max_length)
+    model = model.to(torch.bfloat16 if config.precision == "bf16" else torch.float32).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    b, text_to_text = config.batch_size, is_text_to_text(model.config)
+    mask = torch.ones(b, config.max_length, dtype=torch.long)
+    mask[0, -1] = 0  # a mask without padding is dropped by transformers
+    answer = (b, config.target_length) if text_to_text else (b,)
+    batch = {"input_ids": torch.randint(1, 16, mask.shape), "attention_mask": mask}
+    batch["labels"] = torch.ones(answer, dtype=torch.long)
+
+    def step():
+        if sampler is not None:
+            sampler.start_batch(mask=token_masks(batch) if text_to_text else mask)
+        model(**batch).loss.backward()
+
+    return measure_step(model, optimizer, batch, step=step)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_plan_is_what_a_real_step_takes(method):
+    config = one(*METHODS[method])
+    planned, measured = plan(config), real_step(config)
+    assert planned.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.01)
+    assert planned.saved_bytes == pytest.approx(measured.saved_bytes, rel=0.01)
+    assert planned.parameter_bytes == measured.parameter_bytes
+    assert planned.gradient_bytes == measured.gradient_bytes
+    assert planned.optimizer_bytes == measured.optimizer_bytes
+    for part, count in measured.at_peak.items():
+        assert planned.at_peak[part] == pytest.approx(count, abs=0.01 * measured.peak_bytes)
+
+
+def test_bf16_is_that_of_parameters_gradients_and_optimizer():
+    config = one(*BERT, "memory=lean", "precision=bf16")
+    planned, single = plan(config), plan(one(*BERT, "memory=lean"))
+    assert planned.peak_bytes == pytest.approx(real_step(config).peak_bytes, rel=0.01)
+    assert 2 * planned.parameter_bytes == single.parameter_bytes
+    assert 2 * planned.gradient_bytes == single.gradient_bytes
+    assert planned.optimizer_bytes == pytest.approx(single.optimizer_bytes / 2, rel=0.01)
+
+
+def test_json_is_one_object(capsys):
+    result = json.loads(printed(capsys, *BERT, "memory=plain", "output=json"))
+    assert set(result) == KEYS
+    assert result["max_batch_size"] is None
+    assert result["peak_bytes"] == sum(result["at_peak"].values())
+    assert result["temporary_bytes"] == result["at_peak"]["temporary"]
+    assert result["relative_flops"] == 1.0
+    assert result["config"]["batch_size"] == 4
+    assert result["config"]["memory"]["name"] == "plain"
+    fits = json.loads(printed(capsys, *BERT, "memory=plain", "output=json", "fits=4MiB"))
+    assert fits["peak_bytes"] == result["peak_bytes"]  # of the batch asked for, whatever fits
+    assert fits["max_batch_size"] > 4
+
+
+def test_grid_is_one_array_without_repetition(capsys):
+    grid = (*BERT, "memory=plain,linear", "budget=0.1,0.3", "output=json", "fits=2MiB")
+    results = json.loads(printed(capsys, *grid))
+    found = [(r["config"]["memory"]["name"], r["config"]["budget"]) for r in results]
+    assert found == [("plain", 1.0), ("linear", 0.1), ("linear", 0.3)]
+    costs = [result["relative_flops"] for result in results]
+    assert costs[0] == 1.0
+    assert 2 / 3 < costs[1] < costs[2] < 1
+    assert len(json.loads(printed(capsys, "-m", *BERT, "memory=plain", "output=json"))) == 1
+    too_little = json.loads(printed(capsys, *BERT, "-m", "output=json", "fits=1MiB"))
+    assert too_little[0]["max_batch_size"] == 0
+
+
+def test_tables(capsys):
+    table = printed(capsys, *BERT, "memory=plain", "fits=4MiB")
+    for words in ("peak", "parameters", "optimizer state", "1.00×", "largest batch in 4MiB"):
+        assert words in table
+    grid = printed(capsys, *BERT, "memory=plain,linear")
+    assert "memory=plain" in grid
+    assert "memory=linear" in grid
+    assert "largest" not in grid
+
+
+def test_linear_layers_cost_two_thirds_and_the_budget():
+    """Of three products of n rows, one has k; the pooler and head, which stay full, are small."""
+    planned = plan(one(*T5, "memory=linear", "budget=0.25", "max_length=128"))
+    plain = plan(one(*T5, "memory=plain", "memory.attention=eager", "max_length=128"))
+    assert plain.flops * 2.25 / 3 < planned.flops < plain.flops
+
+
+def test_largest_batch_is_that_of_brute_force():
+    rehearsal = Rehearsal(one(*BERT, "memory=plain"))
+    peaks = {b: rehearsal.peak_bytes(b) for b in range(1, 10)}
+    for limit in (peaks[5], peaks[5] - 1, (peaks[7] + peaks[8]) // 2, peaks[1], peaks[1] - 1):
+        best = max((b for b, peak in peaks.items() if peak <= limit), default=0)
+        for first in (1, 4, 9):
+            assert largest_batch(rehearsal.peak_bytes, limit, first) == best
+
+
+@pytest.mark.parametrize(
+    "peak",
+    [
+        lambda b: 1000 + 37 * b,
+        lambda b: max(5000, 1000 + 37 * b),  # flat while the optimizer's step is the peak
+        lambda b: max(1000 + 10 * b, 37 * b, 90 * b - 20000),
+        lambda b: 1000 + 37 * b + 5 * (b % 2) + b * b // 100,
+    ],
+)
+def test_largest_batch_takes_few_evaluations(peak):
+    for limit in (5000, 5036, 5037, 12345, 99999):
+        asked = []
+
+        def count(b, asked=asked):
+            asked.append(b)
+            return peak(b)
+
+        found = largest_batch(count, limit, 32)
+        assert peak(found) <= limit < peak(found + 1)
+        assert len(asked) == len(set(asked)) <= 18
+
+
+def test_each_step_is_as_if_it_were_the_first():
+    config = one(*BERT, "memory=lean")
+    rehearsal = Rehearsal(config)
+    rehearsal.step(9)
+    assert rehearsal.step(4) == Rehearsal(config).step(4)
+
+
+def test_cuda_keeps_dropout_masks_in_bytes():
+    overrides = (*BERT, "memory=plain", "memory.attention=eager")
+    saved = {device: plan(one(*overrides, f"device={device}")) for device in ("cpu", "cuda")}
+    b, t, layers, heads, width = 4, 32, 2, 4, 64
+    in_blocks = layers * (b * heads * t * t + 2 * b * t * width)
+    elements = in_blocks + b * t * width + b * width  # and after the embeddings and the pooler
+    assert saved["cpu"].saved_bytes - saved["cuda"].saved_bytes == 3 * elements
+
+
+@pytest.mark.parametrize(("mask", "s"), [("none", 32), ("bool", 32), ("float", 32), ("float", 33)])
+def test_cuda_attention_keeps_no_probabilities(mask, s):
+    b, h, t, d = 2, 3, 40, 8
+    with FakeTensorMode(), cuda_kernels():
+        q, k, v = (torch.ones(b, h, n, d, requires_grad=True) for n in (t, s, s))
+        bias = {"none": None, "bool": torch.ones(b, 1, t, s, dtype=torch.bool)}
+        bias["float"] = torch.zeros(b, 1, t, s)
+        with SavedBytes(torch.nn.Module()) as saved:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[mask], dropout_p=0.1)
+    sums = b * h * 64  # t, rounded up to blocks of 32
+    masks = 0 if mask == "none" else b * t * {32: 32, 33: 48}[s]  # rows aligned to 16
+    expected = b * h * (2 * t + 2 * s) * d + sums + masks
+    assert out.shape == (b, h, t, d)
+    assert saved.bytes == pytest.approx(4 * expected, abs=16)  # seed and offset of the generator
+
+
+def test_cuda_attention_that_is_not_known_is_refused():
+    q = torch.ones(1, 1, 4, 6)  # 6 features are none of the kernel's
+    with cuda_kernels(), pytest.raises(UserError, match="attention=eager"):
+        F.scaled_dot_product_attention(q, q, q)
+
+
+def test_units():
+    assert parse_bytes("24GiB") == 24 * 2**30
+    assert parse_bytes("1.5 MiB") == 3 * 2**19
+    assert parse_bytes("80GB") == 80 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("memory=leaner",), "checkpoint lean leanest linear paper plain"),
+        (("model=gpt",), "t5_base"),
+        (("memory.attention=flash",), "memory.attention='flash' is unknown"),
+        (("memory=paper", "estimator=full"), "needs a sampling estimator"),
+        (("estimator=wtacrs", "budget=1.5"), "budget=1.5"),
+        (("budget=all",), "budget='all'"),
+        (("fits=24Gib",), "MiB, GiB, TiB, MB, GB, TB"),
+        (("fits=24",), "fits=24GiB"),
+        (("fits=0GiB",), "above 0"),
+        (("fits=1MiB",), "The smallest that would do is fits="),
+        (("batch_size=0",), "batch_size=0 must be an integer >= 1"),
+        (("batch_size=1.5",), "batch_size=1.5"),
+        (("batchsize=3",), "batchsize"),
+        (("precision=fp8",), "fp32 or bf16"),
+        (("device=tpu",), "cuda or cpu"),
+        (("output=csv",), "table or json"),
+        (("max_length=65",), "64 positions"),
+        (("memory=lean,",), "mismatched input"),
+        (("tuning=lora", "tuning.rank=0"), "tuning.rank=0"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_message(capsys, overrides, message):
+    base = [text for text in BERT if text.split("=")[0] not in [o.split("=")[0] for o in overrides]]
+    assert command.main([*base, *overrides]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert message in error
+
+
+def test_the_smallest_that_would_do_does(capsys):
+    assert command.main([*BERT, "memory=plain", "fits=1MiB"]) == 2
+    smallest = capsys.readouterr().err.split("fits=")[-1].strip()
+    result = json.loads(printed(capsys, *BERT, "memory=plain", f"fits={smallest}", "output=json"))
+    assert result["max_batch_size"] >= 1
