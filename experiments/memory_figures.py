@@ -109,6 +109,8 @@ def _bars(axis: Axes, methods: dict[str, Record]) -> None:
         axis.bar_label(bars, fontsize=7, rotation=90, padding=2)
     axis.set_xticks(range(len(FITS)), [fits.replace("G", " G") for fits in FITS])
     axis.set_xlabel("memory")
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("largest batch that fits")
     axis.margins(y=0.15)
     axis.grid(axis="x", visible=False)

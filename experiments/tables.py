@@ -124,11 +124,7 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
                 "estimator": "full" if full else f"{row['estimator']}@{row['budget']:g}",
                 "memory": row["memory"],
                 # Only where names do not tell rows apart: the hashes, as in the CSV.
-                **(
-                    {"settings": f"{row['settings']} {row['method']}"}
-                    if ambiguous
-                    else {}
-                ),
+                **({"settings": f"{row['settings']} {row['method']}"} if ambiguous else {}),
                 "metric": row["metric"],
                 "best epoch": score(row, "best"),
                 "last epoch": score(row, "last"),
