@@ -60,7 +60,7 @@ table: $(STAMP) ## rebuild results/tables and the README's table from results/ru
 PLANNED = HF_HUB_OFFLINE=1 $(PY) -m experiments
 
 table2: $(STAMP) ## the paper's Table 2 and ours, planned without a GPU (what has a record is kept)
-	$(PLANNED).table2
+	$(PLANNED).table2 --splice README.md
 
 figure-memory: $(STAMP) ## of what the peak is made, per method, from the records of table2
 	$(PLANNED).memory_figures memory

@@ -1,9 +1,10 @@
-"""Time of sampling: python -m experiments.bench [step|step_without_dropout|memory|selection].
+"""Time of sampling: python -m experiments.bench [what ...]; all of it by default.
 
 step: a whole training step of MiniLM (batch 32, sequence 128, float32, AdamW), sampled against
 full. The floating-point limit is (2 + budget) / 3 of the linear layers' share.
 step_without_dropout: the same with dropout 0, whose random numbers cost a CPU much.
-memory: the same step under the presets of conf/memory, against full with eager attention.
+memory: the same step under the presets of conf/memory, against full with eager attention;
+memory_bert_base: the same for BERT-Base at batch 16.
 selection: what choosing and gathering rows adds to one linear layer, 4,096 rows, 768 -> 3,072.
 
 Machines are noisy, so the two sides of a comparison alternate in one process, each pair gives a
@@ -16,7 +17,7 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from experiments.models import load_model
+from experiments.models import new_model
 from experiments.provenance import provenance
 from experiments.saving import save_memory
 from wtacrs import ESTIMATORS, Sampler, SamplingConfig, sample_linears_
@@ -66,13 +67,19 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": median, "p10": p10, "p90": p90, "n": len(values)}
 
 
-def training_step(model: nn.Module, sampler: Sampler | None) -> Callable[[], None]:
-    """One full training step on a batch of 32 random sequences of 128 tokens."""
+def new(name: str) -> nn.Module:
+    """The model of conf/model with random weights, in training mode."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return new_model(OmegaConf.load(CONF / "model" / f"{name}.yaml")).to(device).train()
+
+
+def training_step(model: nn.Module, sampler: Sampler | None, b: int = 32) -> Callable[[], None]:
+    """One full training step on a batch of ``b`` random sequences of 128 tokens."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 20000, (32, 128), generator=generator).to(device)
-    labels = torch.randint(0, 2, (32,), generator=generator).to(device)
-    mask, sample_ids = torch.ones_like(ids), torch.arange(32)
+    ids = torch.randint(1000, 20000, (b, 128), generator=generator).to(device)
+    labels = torch.randint(0, 2, (b,), generator=generator).to(device)
+    mask, sample_ids = torch.ones_like(ids), torch.arange(b)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step() -> None:
@@ -89,9 +96,7 @@ def bench_step(
     estimators: list[str], budget: float, pairs: int, dropout: bool = True
 ) -> dict[str, Any]:
     """Ratio of the sampled to the full training step, for each estimator."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = OmegaConf.load(CONF / "model" / "minilm.yaml")
-    full = load_model(config, num_labels=2, regression=False).to(device).train()
+    full = new("minilm")
     for module in full.modules():
         if isinstance(module, nn.Dropout) and not dropout:
             module.p = 0.0
@@ -105,7 +110,7 @@ def bench_step(
     return ratios
 
 
-METHODS = {
+METHODS: dict[str, tuple[str, ...]] = {
     "linear": (),
     "paper": (),
     "lean without recomputation": ("recompute=none",),
@@ -116,26 +121,32 @@ METHODS = {
 }
 
 
-def bench_memory(estimators: list[str], budget: float, pairs: int) -> dict[str, Any]:
+def bench_memory(
+    estimators: list[str],
+    budget: float,
+    pairs: int,
+    model: str = "minilm",
+    b: int = 32,
+    methods: Sequence[str] = tuple(METHODS),
+) -> dict[str, Any]:
     """Ratio of a step under each memory preset to the plain step with eager attention."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = OmegaConf.load(CONF / "model" / "minilm.yaml")
-    plain = load_model(model, num_labels=2, regression=False).to(device).train()
+    plain = new(model)
     full = copy.deepcopy(plain)
     set_attention(full, "eager")
     ratios = {}
-    for method, changes in METHODS.items():
+    for method in methods:
         preset = "plain" if method.startswith("full") else method.split()[0]
         memory = OmegaConf.load(CONF / "memory" / f"{preset}.yaml")
-        memory.merge_with_dotlist([*changes])
+        memory.merge_with_dotlist([*METHODS[method]])
         for estimator in estimators if memory.sample_linears else ["full"]:
             other, sampler = copy.deepcopy(plain), None
             save_memory(other, memory)
             if memory.sample_linears:
                 sampling = SamplingConfig(estimator=estimator, budget=budget)
-                sampler = sample_linears_(other, sampling, num_samples=32, max_tokens=128)
+                sampler = sample_linears_(other, sampling, num_samples=b, max_tokens=128)
             name = f"{method}, {estimator}@{budget:g}" if memory.sample_linears else method
-            work = paired(training_step(other, sampler), training_step(full, None), pairs)
+            sides = training_step(other, sampler, b), training_step(full, None, b)
+            work = paired(*sides, pairs)
             ratios[name] = summary(work)
     return ratios
 
@@ -177,6 +188,12 @@ def main(arguments: list[str] | None = None) -> None:
         "step": bench_step,
         "step_without_dropout": partial(bench_step, dropout=False),
         "memory": bench_memory,
+        "memory_bert_base": partial(
+            bench_memory,
+            model="bert_base",
+            b=16,
+            methods=("lean without recomputation", "lean", "checkpoint"),
+        ),
         "selection": bench_selection,
     }
     parser.add_argument("what", nargs="*", choices=[*benches, []], help="default: all")

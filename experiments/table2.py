@@ -17,6 +17,7 @@ import pandas as pd
 from experiments.errors import UserError
 from experiments.plan_records import Record, planned_step
 from experiments.report import MISSING
+from experiments.tables import splice
 
 MODELS = {"T5-Base": "t5_base", "T5-Large": "t5_large"}
 SIZE = ("batch_size=100", "max_length=128", "target_length=2", "precision=fp32", "device=cuda")
@@ -145,6 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--records", type=Path, default=Path("results/plan"))
     parser.add_argument("--paper", type=Path, default=Path("results/paper/table2.csv"))
     parser.add_argument("--output", type=Path, default=Path("results/tables/table2"))
+    parser.add_argument("--splice", type=Path, help="put T5-Base's rows into this document")
     parser.add_argument("--overwrite", action="store_true", help="plan again what has a record")
     options = parser.parse_args(arguments)
     try:
@@ -159,6 +161,12 @@ def main(arguments: list[str] | None = None) -> int:
     alignment = ["right" if name[0] in "pfdo" else "left" for name in text]
     markdown = text.to_markdown(index=False, disable_numparse=True, colalign=alignment)
     options.output.with_suffix(".md").write_text(f"{markdown}\n{NOTE}")
+    if options.splice is not None:
+        short = text[text["model"] == "T5-Base"].drop(columns=["model", "cause of more than 5 %"])
+        lines = short.to_markdown(
+            index=False, disable_numparse=True, colalign=["left"] + ["right"] * 5
+        )
+        splice(options.splice, f"{lines}\n", "table2")
     print(markdown)
     return 0
 
