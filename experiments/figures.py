@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from experiments.drawing import COLOURS, STYLE, ablation_figure, panels, save
 from experiments.errors import UserError
 from experiments.tables import aggregate, load_runs
 from experiments.variance_data import (
@@ -31,45 +27,7 @@ from experiments.variance_data import (
     winner_frame,
 )
 
-COLOURS = {  # Okabe and Ito's, told apart by most colour-blind readers
-    "full": "#000000",
-    "uniform": "#999999",
-    "crs": "#E69F00",
-    "deterministic": "#CC79A7",
-    "wtacrs": "#0072B2",
-    "pps": "#009E73",
-}
 BUDGET = 0.3  # where a figure shows one budget only
-STYLE = {
-    "svg.hashsalt": "wtacrs",  # the same records give the same bytes
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "font.size": 10,
-    "legend.frameon": False,
-}
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write ``path``.svg and ``path``.png."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), bbox_inches="tight", dpi=120)
-    plt.close(figure)
-    print(path.with_suffix(".svg"))
-
-
-def panels(tasks: list[str], draw: Callable[[Axes, str], None], label: str) -> Any:
-    """One panel a task, side by side, with one legend at the right."""
-    width = 3.6 * len(tasks) + 1.6
-    figure, axes = plt.subplots(1, len(tasks), figsize=(width, 3.4), sharey=True, squeeze=False)
-    for axis, task in zip(axes[0], tasks, strict=True):
-        draw(axis, task)
-        axis.set_title(task)
-    axes[0][0].set_ylabel(label)
-    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-    return figure
 
 
 def winner_mass_figure(probes: dict[str, list[dict[str, Any]]]) -> Any:
@@ -201,33 +159,8 @@ def variance(folder: Path, output: Path) -> None:
 
 
 def ablation(folder: Path, output: Path) -> None:
-    """Score against budget, mean and standard deviation over seeds; full as a line."""
-    table = aggregate(load_runs(folder))
-
-    def draw(axis: Axes, task: str) -> None:
-        rows = table[table["task"] == task]
-        for estimator, line in rows.groupby("estimator", sort=False):
-            mean, spread = 100 * line["best"], 100 * line["best_std"].fillna(0)
-            colour = COLOURS.get(estimator)
-            if estimator == "full":
-                axis.axhline(mean.iloc[0], color=colour, lw=1, label="full")
-                axis.axhspan(
-                    *(mean.iloc[0] + side * spread.iloc[0] for side in (-1, 1)),
-                    color=colour,
-                    alpha=0.1,
-                )
-            else:
-                n = line["n"].min()
-                axis.errorbar(
-                    line["budget"], mean, spread, marker="o", capsize=3, color=colour,
-                    label=f"{estimator} (n ≥ {n})",
-                )  # fmt: skip
-        axis.set_xlabel("budget k / n")
-
-    save(
-        panels(sorted(table["task"].unique()), draw, "score × 100, best epoch"),
-        output / "figures" / "ablation",
-    )
+    """The figure of experiment=ablation."""
+    save(ablation_figure(aggregate(load_runs(folder))), output / "figures" / "ablation")
 
 
 def main(arguments: list[str] | None = None) -> int:

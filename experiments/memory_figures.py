@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments.drawing import STYLE, save
 from experiments.errors import UserError
-from experiments.figures import STYLE, save
 from experiments.plan import AT_PEAK
 from experiments.plan_records import Record, planned_batches
 from experiments.table2 import FULL, GIB, METHODS, plan_all
