@@ -21,7 +21,8 @@ from experiments.records import RunRecord, config_hash, read_record
 from experiments.report import MIB, MISSING
 
 # What tells settings apart once the method (estimator, budget, memory) and the seed are taken away.
-GROUP = ["task", "model", "tuning", "settings"]
+# Runs that measured memory alone have no metric, and a baseline of their own.
+GROUP = ["task", "model", "tuning", "settings", "metric"]
 METHOD = ("estimator", "budget", "memory")
 
 
@@ -33,8 +34,7 @@ def load_runs(folder: Path) -> pd.DataFrame:
         RecordError: a file in it is not a record.
     """
     records = [read_record(path) for path in sorted(folder.glob("*.json"))]
-    # One that measured memory alone trained nothing, and would be a second baseline.
-    rows = [_row(r) for r in records if r.status == "completed" and r.metrics is not None]
+    rows = [_row(record) for record in records if record.status == "completed"]
     if not rows:
         raise UserError(
             f"{folder} holds no completed record ({len(records)} others); make some with "
@@ -65,7 +65,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "memory": preset,
         "method": config_hash(method),
         "seed": config["seed"],
-        "metric": (record.metrics or {}).get("main"),
+        "metric": (record.metrics or {}).get("main", MISSING),
         "best": (record.metrics or {}).get("best"),
         "last": (record.metrics or {}).get("last"),
         "peak_bytes": memory.get("peak_bytes"),
@@ -76,7 +76,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
 
 def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number over seeds, and ratios to full."""
-    keys = [*GROUP, "metric", "estimator", "order", "budget", "grad_norms", "memory", "method"]
+    keys = [*GROUP, "estimator", "order", "budget", "grad_norms", "memory", "method"]
     table = (
         runs.groupby(keys, dropna=False)
         .agg(
