@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from matplotlib.axes import Axes
 from experiments.drawing import STYLE, save
 from experiments.errors import UserError
 from experiments.plan import AT_PEAK
-from experiments.plan_records import Record, planned_batches
+from experiments.plan_records import Record, kept_batches, planned_batches
 from experiments.table2 import FULL, GIB, METHODS, plan_all
 
 PARTS = {  # at the peak; Okabe and Ito's colours
@@ -119,15 +120,34 @@ def _bars(axis: Axes, methods: dict[str, Record]) -> None:
 
 def plan_batches(folder: Path, overwrite: bool) -> dict[str, dict[str, Record]]:
     """Model -> method -> record of its peaks by batch size."""
-    return {
-        title: {
-            method: planned_batches(
-                (f"model={model}", *SIZE, *METHODS[method]), FITS, folder, overwrite
+
+    def make(overrides: Sequence[str]) -> Record:
+        return planned_batches(overrides, FITS, folder, overwrite)
+
+    return _for_all(make)
+
+
+def read_batches(folder: Path) -> dict[str, dict[str, Record]]:
+    """The same, of what has a record: a method without one is missing.
+
+    Raises:
+        UserError: a model has none.
+    """
+    records = _for_all(lambda overrides: kept_batches(overrides, folder))
+    for title, methods in records.items():
+        if not methods:
+            raise UserError(
+                f"{folder} holds no batch sizes of {title}; plan them: make figure-batch"
             )
-            for method in COLOURS
-        }
+    return records
+
+
+def _for_all(record: Callable[[Sequence[str]], Record | None]) -> dict[str, dict[str, Record]]:
+    found = {
+        title: {m: record((f"model={model}", *SIZE, *METHODS[m])) for m in COLOURS}
         for title, model in MODELS.items()
     }
+    return {title: {m: r for m, r in rs.items() if r is not None} for title, rs in found.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -141,10 +161,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--records", type=Path, default=Path("results/plan"))
     parser.add_argument("--output", type=Path, default=Path("results/figures"))
     parser.add_argument("--overwrite", action="store_true", help="plan again what has a record")
+    parser.add_argument("--recorded", action="store_true", help="batch: draw what has a record")
     options = parser.parse_args(arguments)
     make, draw = kinds[options.kind]
     try:
-        records = make(options.records, options.overwrite)
+        if options.recorded and options.kind == "batch":
+            records = read_batches(options.records)
+        else:
+            records = make(options.records, options.overwrite)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -62,6 +62,12 @@ def planned_batches(
     return _recorded("batches", overrides, folder, overwrite, make)
 
 
+def kept_batches(overrides: Sequence[str], folder: Path) -> Record | None:
+    """What ``planned_batches`` has recorded, or None; nothing is planned."""
+    path = _file("batches", overrides, folder)[1]
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def _recorded(
     kind: str,
     overrides: Sequence[str],
@@ -70,19 +76,24 @@ def _recorded(
     make: Callable[[DictConfig], Record],
 ) -> Record:
     """The record in the file that the setting names, made if there is none or by ``overwrite``."""
-    with redirect_stdout(sys.stderr):
-        (config,) = settings([*overrides]).values()
-    names = [config[group].name for group in ("model", "tuning", "estimator", "memory")]
-    content: Any = OmegaConf.to_container(config)
-    of_the_file = config_hash({k: v for k, v in content.items() if k not in ("fits", "output")})
-    stem = "-".join([kind, *names, f"b{config.budget:g}", f"n{config.batch_size}", of_the_file])
-    path = folder / f"{stem}.json"
+    config, path = _file(kind, overrides, folder)
     if path.exists() and not overwrite:
         return json.loads(path.read_text())
-    started, record = time.perf_counter(), {}
+    started = time.perf_counter()
     record = {**make(config), "provenance": provenance()}
     record["provenance"]["seconds"] = time.perf_counter() - started
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(path)
     return json.loads(path.read_text())  # as any later reader has it: keys are text
+
+
+def _file(kind: str, overrides: Sequence[str], folder: Path) -> tuple[DictConfig, Path]:
+    """The checked setting and the file that it names."""
+    with redirect_stdout(sys.stderr):
+        (config,) = settings([*overrides]).values()
+    names = [config[group].name for group in ("model", "tuning", "estimator", "memory")]
+    content: Any = OmegaConf.to_container(config)
+    of_the_file = config_hash({k: v for k, v in content.items() if k not in ("fits", "output")})
+    stem = "-".join([kind, *names, f"b{config.budget:g}", f"n{config.batch_size}", of_the_file])
+    return config, folder / f"{stem}.json"
