@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from experiments.errors import UserError
 from experiments.models import new_model
-from experiments.saving import save_memory
+from experiments.saving import check_attention, save_memory
 from experiments.text2text import is_text_to_text, token_masks
 from experiments.tuning import sample, tune
 from wtacrs.memory import StepMemory, measure_step
@@ -48,6 +48,7 @@ class Rehearsal:
             tune(self.model, config.tuning)
         save_memory(self.model, config.memory)
         self.sampler = sample(self.model, config, 1, config.max_length)
+        check_attention(self.model, config.memory)
         # Each step is a first one, so that none depends on those before. Gradient norms, which a
         # first step has none of, change its peak by less than 0.01 %.
         self._untrained = None if self.sampler is None else self.sampler.state_dict()

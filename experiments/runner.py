@@ -29,7 +29,7 @@ from experiments.models import load_model, load_tokenizer
 from experiments.provenance import provenance
 from experiments.records import RunRecord, check_writable, read_record, record_path, write_record
 from experiments.report import show
-from experiments.saving import check_memory, save_memory
+from experiments.saving import check_attention, check_memory, save_memory
 from experiments.tasks import TaskData, load_task
 from experiments.variance import VarianceProbe
 from wtacrs import Sampler
@@ -189,8 +189,10 @@ def prepare(
     model = load_model(config.model, data.num_labels, data.regression)
     max_tokens = training.longest_sequence(config, model, tokenizer, data)
     tuning.tune(model, config.tuning)
-    save_memory(model, config.memory)
-    return tokenizer, data, model, tuning.sample(model, config, len(data.train), max_tokens)
+    save_memory(model, config.memory, config.seed)
+    sampler = tuning.sample(model, config, len(data.train), max_tokens)
+    check_attention(model, config.memory)
+    return tokenizer, data, model, sampler
 
 
 def prepare_logging(config: Any) -> None:

@@ -9,6 +9,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from experiments.errors import UserError
+from experiments.records import DEFAULTS
+from wtacrs import SampledLinear
 from wtacrs.attention import ATTENTION, set_attention
 from wtacrs.lossless import GELU, KINDS, save_less_
 from wtacrs.recompute import RECOMPUTE, recompute_
@@ -37,24 +39,45 @@ def check_memory(config: DictConfig) -> None:
     if not memory.sample_linears and config.estimator.name != "full":
         print(f"memory={memory.name} samples no linear layer: the estimator is full")
         config.estimator = OmegaConf.load(CONF / "estimator" / "full.yaml")
-    if config.estimator.name == "full" and memory.name == "linear":
+    nothing_else = all(memory[key] == value for key, value in DEFAULTS["memory"].items())
+    if config.estimator.name == "full" and memory.name == "linear" and nothing_else:
         memory.name, memory.sample_linears = "plain", False
     if memory.attention == "sampled" and config.estimator.name == "full":
         raise UserError("memory.attention=sampled needs a sampling estimator, not full")
 
 
-def save_memory(model: nn.Module, memory: Any) -> None:
+def save_memory(model: nn.Module, memory: Any, seed: int = 0) -> None:
     """Apply the group ``memory`` to ``model`` in place, all but the sampling of linear layers.
+
+    ``seed`` is that of the rounding.
 
     Raises:
         UserError: the model has no layer of a kind that is asked for (lists those it has).
     """
     try:
         if memory.lossless or memory.gelu != "exact":
-            save_less_(model, kinds=tuple(memory.lossless), gelu=memory.gelu)
+            save_less_(model, kinds=tuple(memory.lossless), gelu=memory.gelu, seed=seed)
         if memory.attention != "default":
             set_attention(model, memory.attention)
         if memory.recompute != "none":
             recompute_(model, memory.recompute)
     except ValueError as error:
         raise UserError(f"memory={memory.name}: {error}") from error
+
+
+def check_attention(model: nn.Module, memory: Any) -> None:
+    """Check, once linear layers are sampled, that sampled attention finds some of them.
+
+    Raises:
+        UserError: an attention module without a sampled linear layer.
+    """
+    if memory.attention != "sampled":
+        return
+    for name, module in model.named_modules():
+        attends = "Attention" in type(module).__name__ and hasattr(module, "is_causal")
+        if attends and not any(isinstance(layer, SampledLinear) for layer in module.modules()):
+            raise UserError(
+                f"memory.attention=sampled draws with the sampler of linear layers inside, and "
+                f"{name} has no sampled one; choose another attention, or sample a layer of each "
+                "(estimator.include, tuning.targets)"
+            )

@@ -35,7 +35,7 @@ def part_of(tensor: Tensor, start: int, stop: int) -> Tensor:
 
 
 class RecomputedAttention(torch.autograd.Function):
-    """(q, k, v) (b, h, t, d) and biases that broadcast to (b, h, t, s) -> (b, h, t, d)."""
+    """(q, k, v) (b, h, t, d) and biases (b or 1, h or 1, t or 1, s) -> (b, h, t, d)."""
 
     @staticmethod
     def forward(
@@ -111,9 +111,14 @@ def _attend(
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    biases = [bias for bias in (position_bias, attention_mask) if bias is not None]
+    biases = [
+        bias[(None,) * (4 - bias.dim())]  # (b or 1, h or 1, t or 1, s)
+        for bias in (position_bias, attention_mask)
+        if bias is not None
+    ]
     config: Any = module.config
-    if config._attn_implementation == NAMES["sampled"] and torch.is_grad_enabled():
+    sampled = config._attn_implementation == NAMES["sampled"]
+    if sampled and module.training and torch.is_grad_enabled():
         out = SampledAttention.apply(
             query, key, value, scaling, dropout, _sampler_of(module), *biases
         )

@@ -93,6 +93,7 @@ class Recomputed:
         plain = super().forward  # type: ignore[misc]
         if not torch.is_grad_enabled():
             return plain(*args, **kwargs)
+        _refuse_checkpointing(self)  # type: ignore[arg-type]
         leaves, structure = tree_flatten((args, kwargs))
         # A cache would take keys and values twice; one that is empty is not read in training.
         for i, leaf in enumerate(leaves):
@@ -139,11 +140,7 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
         raise ValueError(f"recompute={what!r} is unknown; choose {', '.join(RECOMPUTE)}")
     if what == "none":
         return []
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise ValueError(
-            "the model has gradient checkpointing enabled already; leave recompute at none, or "
-            "disable it (Trainer: gradient_checkpointing=False)"
-        )
+    _refuse_checkpointing(model)
     chosen: dict[str, nn.Module] = {}
     for name, module in _in_blocks(model):
         wanted = "Attention" in type(module).__name__ if what == "attention" else True
@@ -162,6 +159,14 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
         plain = type(module)
         module.__class__ = type(f"Recomputed{plain.__name__}", (Recomputed, plain), {})
     return [*chosen]
+
+
+def _refuse_checkpointing(model: nn.Module) -> None:
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise ValueError(
+            "the model has gradient checkpointing enabled already; leave recompute at none, or "
+            "disable it (Trainer: gradient_checkpointing=False)"
+        )
 
 
 def restore_forward_(model: nn.Module) -> None:

@@ -110,3 +110,13 @@ def test_checkpointing_that_is_on_already(make_resolved):
     model.bert.encoder.gradient_checkpointing = True  # what the Trainer's flag sets
     with pytest.raises(UserError, match="gradient checkpointing enabled already"):
         save_memory(model, make_resolved("memory=lean").memory)
+
+
+def test_sampled_attention_needs_a_sampled_layer_in_each(make_config):
+    with pytest.raises(runner.RunError, match=r"attention\.self has no sampled one"):
+        runner.run(make_config("memory=paper", "estimator.include=['*.output.dense']"))
+
+
+def test_linear_with_something_else_stays_linear(make_resolved):
+    config = make_resolved("estimator=full", "memory=linear", "memory.recompute=block")
+    assert config.memory.name == "linear"

@@ -53,6 +53,8 @@ def save_less_(
         if new is not None and "plain_class" not in module.__dict__:
             module.plain_class = type(module)
             module.__class__ = new
+            if isinstance(module, LosslessLayerNorm):
+                module.in_bfloat16 = _invertible(module, torch.bfloat16)
             if isinstance(module, RoundedGELU):
                 module.rounding = rounding
             turned[name] = new.__name__
@@ -71,7 +73,7 @@ def restore_layers_(model: nn.Module) -> None:
     for module in model.modules():
         if (plain := module.__dict__.get("plain_class")) is not None:
             module.__class__ = plain
-            for name in ("plain_class", "rounding", "dropout_after"):
+            for name in ("plain_class", "rounding", "dropout_after", "in_bfloat16"):
                 module.__dict__.pop(name, None)
 
 
@@ -111,13 +113,13 @@ def _lossless_class(module: nn.Module, kinds: Sequence[str], gelu: str) -> type[
     return None
 
 
-def _invertible(module: nn.Module) -> bool:
-    """Whether a norm's output tells what was normalised: no bias drowns it, no weight is 0."""
+def _invertible(module: nn.Module, dtype: torch.dtype | None = None) -> bool:
+    """Whether a norm's output tells what was normalised: no bias drowns it in ``dtype``."""
     weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
     if weight.dim() != 1:
         return False
     if isinstance(weight, FakeTensor) or weight.is_meta:
         return True  # a plan, without values
     size = torch.zeros_like(weight) if bias is None else bias.detach().abs()
-    ratio = min(MAX_RATIO, MAX_ERROR / torch.finfo(weight.dtype).eps)
+    ratio = min(MAX_RATIO, MAX_ERROR / torch.finfo(dtype or weight.dtype).eps)
     return bool(((weight != 0) & (weight.detach().abs() * ratio >= size)).all())

@@ -56,7 +56,8 @@ class RoundedGELUFunction(torch.autograd.Function):
         levels = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
         flat = x.reshape(-1)
         for part, level in zip(flat.split(CHUNK), levels.view(-1).split(CHUNK), strict=True):
-            values = torch.ops.aten.gelu_backward(torch.ones_like(part), part).float()
+            part = part.float()
+            values = torch.ops.aten.gelu_backward(torch.ones_like(part), part)
             level.copy_(round_at_random(values, generator))
         ctx.save_for_backward(levels)
         return F.gelu(x)
@@ -65,7 +66,12 @@ class RoundedGELUFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (levels,) = ctx.saved_tensors
-        return levels.to(dy.dtype).mul_(LEVEL).add_(LOW).mul_(dy), None
+        dx = torch.empty(dy.shape, dtype=dy.dtype, device=dy.device)
+        parts = (x.view(-1).split(CHUNK) for x in (levels, dx))
+        for part, level, target in zip(dy.reshape(-1).split(CHUNK), *parts, strict=True):
+            # In float32: 256 levels are more than bfloat16 tells apart.
+            target.copy_(level.float().mul_(LEVEL).add_(LOW).mul_(part))
+        return dx, None
 
 
 class RoundedGELU(nn.Module):

@@ -51,8 +51,8 @@ class LayerNormFunction(torch.autograd.Function):
             dy.to(xhat.dtype),
             xhat,
             weight.shape,
-            torch.zeros_like(rstd, dtype=xhat.dtype),
-            torch.ones_like(rstd, dtype=xhat.dtype),
+            torch.zeros_like(rstd),
+            torch.ones_like(rstd),
             weight,
             bias,
             [True, ctx.needs_input_grad[1], ctx.needs_input_grad[2]],
@@ -98,10 +98,17 @@ def _saves(module: nn.Module, x: Tensor) -> bool:
 
 
 class LosslessLayerNorm(nn.LayerNorm):
-    """``nn.LayerNorm`` over the last dimension that keeps its output instead of its input."""
+    """``nn.LayerNorm`` over the last dimension that keeps its output instead of its input.
+
+    Under autocast on a CPU the output may be coarser than the weight; where the bias is too large
+    for that (``in_bfloat16`` is false) the layer is then the plain one.
+    """
+
+    in_bfloat16: bool
 
     def forward(self, input: Tensor) -> Tensor:
-        if _saves(self, input):
+        coarser = input.dtype.itemsize < self.weight.dtype.itemsize and not input.is_cuda
+        if _saves(self, input) and (self.in_bfloat16 or not coarser):
             return LayerNormFunction.apply(input, self.weight, self.bias, self.eps)
         return super().forward(input)
 

@@ -1,5 +1,7 @@
 """What a norm keeps, what a linear after it keeps, and which norms are refused."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -97,3 +99,17 @@ def test_other_norms_stay_plain():
     model[3].weight.data[0] = 0.0
     model.append(nn.LayerNorm(I))
     assert [*save_less_(model)] == ["4"]
+
+
+def test_autocast_with_a_bias_that_bfloat16_drowns():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 64))
+    plain[1].weight.data.fill_(0.01)
+    plain[1].bias.data.fill_(5.0)
+    turned = copy.deepcopy(plain)
+    assert [*save_less_(turned)] == ["1"]  # in float32 it is as good as any
+    x = torch.randn(32, 64)
+    for model in (plain, turned):
+        with torch.autocast("cpu", torch.bfloat16):
+            model(x).square().sum().backward()
+    torch.testing.assert_close(turned[1].weight.grad, plain[1].weight.grad)
