@@ -35,7 +35,7 @@ demo: $(STAMP) ## train a small model offline with four estimators and print the
 	$(DEMO_RUN) estimator=deterministic,wtacrs budget=0.1
 	HF_HUB_OFFLINE=1 $(PY) -m experiments.tables outputs/demo/runs --output outputs/demo/table
 
-bench: $(STAMP) ## measure the time of a sampled step and of the selection against full
+bench: $(STAMP) ## measure the time of a step, sampled and under the memory presets, and of the selection
 	$(PY) -m experiments.bench
 
 SWEEP = HF_HUB_OFFLINE=1 $(PY) run.py -m
