@@ -4,7 +4,8 @@ With scores S = Q K^T * scaling + bias + mask, P = softmax(S), Pd = dropout(P), 
 attention keeps Q, K, V and three (b, h, t, t) tensors: P, the dropout's mask and Pd.
 
     recompute   keeps Q, K, V and one bit an element of the mask; S and P are computed again in the
-                backward pass, a few samples at a time, so that no (b, h, t, t) tensor is whole.
+                backward pass, a few samples at a time, so that of (b, h, t, t) only the mask
+                is ever whole, in the forward pass.
     sampled     what the paper does to the two products: each factor of the backward pass that the
                 forward pass would have to keep is kept at the budget of rows, at random. Gradients
                 of Q, K and V are unbiased; unlike everything else here they are not exact.

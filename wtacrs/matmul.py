@@ -46,6 +46,19 @@ def estimate_matmul(
     """
     check_estimator(estimator)
     check_budget(budget)
+    _check_shapes(a, b, weights)
+    k = rows_kept(a.shape[0], budget)
+    if weights is not None:
+        indices, scales = select(estimator, weights, k, generator=generator)
+    else:
+        if generator is None:
+            generator = fresh_generator(a.device)
+        probabilities = normalise(row_norms(a) * row_norms(b))
+        indices, scales = draw(estimator, probabilities, k, generator)
+    return (scales[:, None] * a[indices]).to(a.dtype).T @ b[indices]
+
+
+def _check_shapes(a: Tensor, b: Tensor, weights: Tensor | None) -> None:
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[0] or a.shape[0] == 0:
         raise ValueError(
             f"a {tuple(a.shape)} and b {tuple(b.shape)} do not share their rows; "
@@ -56,12 +69,3 @@ def estimate_matmul(
             f"weights have shape {tuple(weights.shape)}; "
             f"give one weight for each of the {a.shape[0]} rows"
         )
-    k = rows_kept(a.shape[0], budget)
-    if weights is not None:
-        indices, scales = select(estimator, weights, k, generator=generator)
-    else:
-        if generator is None:
-            generator = fresh_generator(a.device)
-        probabilities = normalise(row_norms(a) * row_norms(b))
-        indices, scales = draw(estimator, probabilities, k, generator)
-    return (scales[:, None] * a[indices]).to(a.dtype).T @ b[indices]

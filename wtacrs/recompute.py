@@ -2,9 +2,9 @@
 
 "block" is gradient checkpointing: of each transformer block only the input is kept. "attention"
 recomputes the attention sublayer alone (norm, q, k, v, scores, o), which holds most of a block's
-activations and costs a third of its time. The first forward pass runs without autograd, so nothing
-is kept and no row is drawn there; the second one, in the backward pass, samples as ever. Dropout
-is replayed.
+activations and a third of its linear products. The first forward pass runs without autograd, so
+nothing is kept and no row is drawn there; the second one, in the backward pass, samples as ever.
+Dropout is replayed.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from tests.wtacrs.tiny import (
     assert_same_step,
     batch_of,
     fake_batch_of,
+    models,
     step,
     tiny_bert,
     tiny_llama,
@@ -23,9 +24,6 @@ from wtacrs import attention
 from wtacrs.attention import RecomputedAttention, _attend, set_attention
 from wtacrs.memory import SavedBytes
 
-models = pytest.mark.parametrize(
-    "make", [tiny_bert, tiny_t5, tiny_llama], ids=["bert", "t5", "llama"]
-)
 dropouts = pytest.mark.parametrize("dropout", [0.0, 0.1])
 
 

@@ -7,8 +7,8 @@ from torch import nn
 from tests.wtacrs.tiny import (
     assert_same_step,
     batch_of,
+    models,
     step,
-    tiny_bert,
     tiny_llama,
     tiny_t5,
 )
@@ -17,9 +17,6 @@ from wtacrs.lossless import restore_layers_, save_less_
 from wtacrs.recompute import recompute_, restore_forward_
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])
-models = pytest.mark.parametrize(
-    "make", [tiny_bert, tiny_t5, tiny_llama], ids=["bert", "t5", "llama"]
-)
 
 
 def recomputed(make, what):

@@ -12,18 +12,14 @@ from tests.wtacrs.tiny import (
     assert_same_step,
     batch_of,
     fake_batch_of,
+    models,
     step,
     tiny_bert,
-    tiny_llama,
-    tiny_t5,
 )
 from wtacrs.memory import SavedBytes, StorageTracker
 from wtacrs.recompute import recompute_, restore_forward_
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])
-models = pytest.mark.parametrize(
-    "make", [tiny_bert, tiny_t5, tiny_llama], ids=["bert", "t5", "llama"]
-)
 NAMES = {
     ("bert", "attention"): [f"bert.encoder.layer.{i}.attention" for i in range(2)],
     ("bert", "block"): [f"bert.encoder.layer.{i}" for i in range(2)],

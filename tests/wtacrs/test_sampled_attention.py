@@ -11,10 +11,9 @@ from tests.wtacrs.tiny import (
     assert_same_step,
     batch_of,
     fake_batch_of,
+    models,
     step,
     tiny_bert,
-    tiny_llama,
-    tiny_t5,
 )
 from wtacrs import SamplingConfig, restore_linears_, sample_linears_
 from wtacrs.attention import RecomputedAttention, set_attention
@@ -22,9 +21,6 @@ from wtacrs.memory import SavedBytes
 from wtacrs.sampled_attention import SampledAttention
 
 B, H, T, S, D = 2, 2, 6, 5, 4
-models = pytest.mark.parametrize(
-    "make", [tiny_bert, tiny_t5, tiny_llama], ids=["bert", "t5", "llama"]
-)
 
 
 def inputs():

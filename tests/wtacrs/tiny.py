@@ -1,5 +1,6 @@
 """Real transformers models of a few thousand parameters, their batches, a training step."""
 
+import pytest
 import torch
 from transformers import (
     BertConfig,
@@ -99,3 +100,8 @@ def assert_same_step(result, expected, rtol, loss_rtol=0):
     for name, gradient in plain_gradients.items():
         error = (gradients[name] - gradient).abs().max()
         assert error <= rtol * gradient.abs().max().clamp(min=least), f"{name}: {error:.3g}"
+
+
+models = pytest.mark.parametrize(
+    "make", [tiny_bert, tiny_t5, tiny_llama], ids=["bert", "t5", "llama"]
+)

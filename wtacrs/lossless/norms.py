@@ -8,8 +8,8 @@ the output Y. One of the two is enough, for with weight w and bias b
     dw = sum_n dY * Xhat,  db = sum_n dY
 
 Kept are Y and one number a row, rstd. A sampled linear layer that reads Y keeps indices into it.
-Exact up to rounding as long as no |w| is tiny beside |b|, which ``save_less_`` checks. A weight
-that becomes exactly 0 in training gets the gradient 0.
+Exact up to rounding as long as no |w| is tiny beside |b|, which ``save_less_`` checks once, at the
+swap. A weight that becomes exactly 0 in training gets the gradient 0.
 """
 
 from __future__ import annotations
