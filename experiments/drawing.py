@@ -23,6 +23,7 @@ COLOURS = {  # Okabe and Ito's, told apart by most colour-blind readers
     "wtacrs": "#0072B2",
     "pps": "#009E73",
 }
+DODGE = 0.004  # of a budget, between estimators: their spreads must not cover each other
 STYLE = {
     "svg.hashsalt": "wtacrs",  # the same records give the same bytes
     "axes.spines.top": False,
@@ -77,8 +78,9 @@ def ablation_figure(table: pd.DataFrame) -> Any:
     figure.subplots_adjust(wspace=0.3)
     for axis, task in zip(axes[0], tasks, strict=True):
         rows = table[table["task"] == task]
-        for estimator, line in rows.groupby("estimator", sort=False):
-            _scores(axis, str(estimator), line)
+        lines = [*rows.groupby("estimator", sort=False)]
+        for place, (estimator, line) in enumerate(lines):
+            _scores(axis, str(estimator), line, DODGE * (place - len(lines) / 2))  # full is first
         seeds = sorted({int(rows["n"].min()), int(rows["n"].max())})
         axis.set_title(f"{task} (n = {' to '.join(map(str, seeds))})")
         axis.set_ylabel(f"{rows['metric'].iloc[0].replace('_', ' ')} × 100, best epoch")
@@ -91,12 +93,18 @@ def ablation_figure(table: pd.DataFrame) -> Any:
     return figure
 
 
-def _scores(axis: Axes, estimator: str, line: pd.DataFrame) -> None:
+def _scores(axis: Axes, estimator: str, line: pd.DataFrame, shift: float) -> None:
     mean, spread = 100 * line["best"], 100 * line["best_std"].fillna(0)
     colour = COLOURS.get(estimator)
     if estimator != "full":
         axis.errorbar(
-            line["budget"], mean, spread, marker="o", capsize=3, color=colour, label=estimator
+            line["budget"] + shift,
+            mean,
+            spread,
+            marker="o",
+            capsize=3,
+            color=colour,
+            label=estimator,
         )
         return
     axis.axhline(mean.iloc[0], color=colour, lw=1, label="full")
