@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 COLOURS = {  # Okabe and Ito's, told apart by most colour-blind readers
     "full": "#000000",
@@ -23,7 +24,7 @@ COLOURS = {  # Okabe and Ito's, told apart by most colour-blind readers
     "wtacrs": "#0072B2",
     "pps": "#009E73",
 }
-DODGE = 0.004  # of a budget, between estimators: their spreads must not cover each other
+DODGE = 4  # points between estimators at one budget: their spreads must not cover each other
 STYLE = {
     "svg.hashsalt": "wtacrs",  # the same records give the same bytes
     "axes.spines.top": False,
@@ -78,9 +79,10 @@ def ablation_figure(table: pd.DataFrame) -> Any:
     figure.subplots_adjust(wspace=0.3)
     for axis, task in zip(axes[0], tasks, strict=True):
         rows = table[table["task"] == task]
-        lines = [*rows.groupby("estimator", sort=False)]
+        _baseline(axis, rows[rows["estimator"] == "full"])
+        lines = [*rows[rows["estimator"] != "full"].groupby("estimator", sort=False)]
         for place, (estimator, line) in enumerate(lines):
-            _scores(axis, str(estimator), line, DODGE * (place - len(lines) / 2))  # full is first
+            _scores(axis, str(estimator), line, DODGE * (place - (len(lines) - 1) / 2))
         seeds = sorted({int(rows["n"].min()), int(rows["n"].max())})
         axis.set_title(f"{task} (n = {' to '.join(map(str, seeds))})")
         axis.set_ylabel(f"{rows['metric'].iloc[0].replace('_', ' ')} × 100, best epoch")
@@ -93,20 +95,25 @@ def ablation_figure(table: pd.DataFrame) -> Any:
     return figure
 
 
-def _scores(axis: Axes, estimator: str, line: pd.DataFrame, shift: float) -> None:
+def _baseline(axis: Axes, full: pd.DataFrame) -> None:
+    for mean, spread in zip(100 * full["best"], 100 * full["best_std"].fillna(0), strict=True):
+        axis.axhline(mean, color=COLOURS["full"], lw=1, label="full")
+        axis.axhspan(mean - spread, mean + spread, color=COLOURS["full"], alpha=0.1)
+
+
+def _scores(axis: Axes, estimator: str, line: pd.DataFrame, points: float) -> None:
+    """Mean and spread of one estimator, drawn ``points`` to the right of its budgets."""
+    dodge = ScaledTranslation(points / 72, 0, axis.figure.dpi_scale_trans)
     mean, spread = 100 * line["best"], 100 * line["best_std"].fillna(0)
-    colour = COLOURS.get(estimator)
-    if estimator != "full":
-        axis.errorbar(
-            line["budget"] + shift,
-            mean,
-            spread,
-            marker="o",
-            capsize=3,
-            color=colour,
-            label=estimator,
-        )
-        return
-    axis.axhline(mean.iloc[0], color=colour, lw=1, label="full")
-    low, high = (mean.iloc[0] + side * spread.iloc[0] for side in (-1, 1))
-    axis.axhspan(low, high, color=colour, alpha=0.1)
+    axis.errorbar(
+        line["budget"],
+        mean,
+        spread,
+        marker="o",
+        capsize=3,
+        color=COLOURS.get(estimator),
+        label=estimator,
+        transform=axis.transData + dodge,
+    )
+    for end in (mean - spread, mean + spread):  # an offset in points does not enter the limits
+        axis.update_datalim([*zip(line["budget"], end, strict=True)])

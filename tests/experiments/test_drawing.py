@@ -50,3 +50,23 @@ def test_points_are_the_means_and_bars_the_deviations(table):
     assert first[:, 1].tolist() == pytest.approx([12, 18])
     assert second[:, 1].tolist() == pytest.approx([21, 21])  # one seed has no spread
     plt.close(figure)
+
+
+def test_spreads_at_one_budget_lie_side_by_side(table):
+    crs = table[table["estimator"] == "crs"]
+    figure = ablation_figure(
+        pd.concat([table, crs.assign(estimator="pps"), crs.assign(estimator="x")])
+    )
+    figure.canvas.draw()
+    places = []
+    for line, _, (segments,) in figure.axes[0].containers:
+        assert line.get_xdata().tolist() == [0.1, 0.3]  # the data stay where they are
+        (x, _) = line.get_transform().transform((0.1, 15))
+        assert segments.get_transform().transform((0.1, 15))[0] == x  # a bar under its point
+        places.append(x * 72 / figure.dpi)
+        for end in segments.get_segments():  # inside the panel, not only in the legend
+            pixels = segments.get_transform().transform(end)
+            assert all(figure.axes[0].bbox.contains(*pixel) for pixel in pixels)
+    budget = figure.axes[0].transData.transform((0.1, 15))[0] * 72 / figure.dpi
+    assert [place - budget for place in places] == pytest.approx([-4, 0, 4])
+    plt.close(figure)
