@@ -197,13 +197,20 @@ def main(arguments: list[str] | None = None) -> None:
         "selection": bench_selection,
     }
     parser.add_argument("what", nargs="*", choices=[*benches, []], help="default: all")
-    parser.add_argument("--estimators", nargs="+", default=["wtacrs"], choices=ESTIMATORS)
+    parser.add_argument(
+        "--estimators",
+        nargs="+",
+        choices=ESTIMATORS,
+        help="default: wtacrs; for selection wtacrs and pps",
+    )
     parser.add_argument("--budget", type=float, default=0.3)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("results/bench"))
     options = parser.parse_args(arguments)
     for name in options.what or benches:
-        ratios = benches[name](options.estimators, options.budget, options.pairs)
+        default = ["wtacrs", "pps"] if name == "selection" else ["wtacrs"]
+        estimators = options.estimators or default
+        ratios = benches[name](estimators, options.budget, options.pairs)
         options.output.mkdir(parents=True, exist_ok=True)
         result = {"bench": name, "ratio_to_full": ratios, "provenance": provenance()}
         (options.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
