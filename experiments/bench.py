@@ -32,8 +32,8 @@ from experiments.provenance import provenance
 from experiments.saving import save_memory
 from wtacrs import ESTIMATORS, Sampler, SamplingConfig, sample_linears_
 from wtacrs.attention import set_attention
-from wtacrs.estimators import draw, rows_kept
-from wtacrs.weights import row_norms, row_probabilities
+from wtacrs.sampling.estimators import draw, rows_kept
+from wtacrs.sampling.weights import row_norms, row_probabilities
 
 CONF = Path(__file__).parent.parent / "conf"
 

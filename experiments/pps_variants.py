@@ -26,9 +26,9 @@ from experiments.provenance import provenance
 from experiments.tasks import load_task
 from experiments.variance import catch
 from wtacrs import Selection, sample_linears_
-from wtacrs.estimators import Estimator, inclusion_probabilities, normalise, pps, rows_kept
-from wtacrs.variance import outer_gram
-from wtacrs.weights import row_norms
+from wtacrs.sampling.estimators import Estimator, inclusion_probabilities, normalise, pps, rows_kept
+from wtacrs.sampling.variance import outer_gram
+from wtacrs.sampling.weights import row_norms
 
 BISECTIONS = 40  # halvings of an interval of ratio n: tau to about 1e-9
 

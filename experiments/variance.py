@@ -1,8 +1,9 @@
 """The error of dW under every estimator, budget and source of gradient norms, on real training.
 
 At chosen steps the next training batch goes once through the plain model, forward and backward, to
-catch X and dY of each sampled layer. Errors then follow in closed form (``wtacrs.variance``),
-relative to ||dW||^2: no draw is made, nothing of the training run changes.
+catch X and dY of each sampled layer. Errors then follow in closed form
+(``wtacrs.sampling.variance``), relative to ||dW||^2: no draw is made, nothing of the training run
+changes.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from transformers import PreTrainedModel
 
 from experiments.priors import PRIORS, BucketMeans
 from wtacrs import Sampler
-from wtacrs.estimators import normalise, rows_kept
-from wtacrs.grad_norms import Batch
-from wtacrs.variance import (
+from wtacrs.sampling.estimators import normalise, rows_kept
+from wtacrs.sampling.grad_norms import Batch
+from wtacrs.sampling.variance import (
     expected_squared_error,
     optimal_winners,
     outer_gram,
     theorem2_holds,
     winner_mass,
 )
-from wtacrs.weights import row_norms, row_probabilities
+from wtacrs.sampling.weights import row_norms, row_probabilities
 
 MASS_POINTS = 50  # points of the curve P_c against c / n
 PPS_STARTS = 16  # of the systematic draw; exact enumeration takes n + 1

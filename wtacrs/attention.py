@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from wtacrs.linear import SampledLinear
 from wtacrs.lossless.bits import pack, unpack
 from wtacrs.sampled_attention import SampledAttention, keep_mask, probabilities
-from wtacrs.sampler import Sampler
+from wtacrs.sampling.linear import SampledLinear
+from wtacrs.sampling.sampler import Sampler
 
 ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
 NAMES = {"recompute": "wtacrs_recompute", "sampled": "wtacrs_sampled"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from wtacrs.estimators import check_budget, check_estimator
+from wtacrs.sampling.estimators import check_budget, check_estimator
 
 Pattern = Sequence[str] | Callable[[str], bool]
 

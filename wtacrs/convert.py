@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from wtacrs.config import Pattern, SamplingConfig
-from wtacrs.linear import SampledLinear
-from wtacrs.sampler import Sampler
+from wtacrs.sampling.linear import SampledLinear
+from wtacrs.sampling.sampler import Sampler
 
 
 def sample_linears_(

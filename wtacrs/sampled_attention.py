@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wtacrs.lossless.bits import pack, unpack
-from wtacrs.sampler import Sampler
+from wtacrs.sampling.sampler import Sampler
 
 
 def probabilities(q: Tensor, k: Tensor, scaling: float, biases: list[Tensor]) -> Tensor:

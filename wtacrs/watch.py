@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from wtacrs.linear import SampledLinear
+from wtacrs.sampling.linear import SampledLinear
 from wtacrs.tracker import StorageTracker, storage_key
 
 # Who holds a storage that no autograd node of a module saved.

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from wtacrs import sample_linears_
-from wtacrs.grad_norms import Batch, GradNorms
+from wtacrs.sampling.grad_norms import Batch, GradNorms
 
 CPU = torch.device("cpu")
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from wtacrs.config import SamplingConfig
-from wtacrs.estimators import Selection, draw, fresh_generator, rows_kept
-from wtacrs.grad_norms import Batch, GradNorms, NormRecord
-from wtacrs.linear import SampledRows, compute_dtype
-from wtacrs.weights import row_probabilities
+from wtacrs.sampling.estimators import Selection, draw, fresh_generator, rows_kept
+from wtacrs.sampling.grad_norms import Batch, GradNorms, NormRecord
+from wtacrs.sampling.linear import SampledRows, compute_dtype
+from wtacrs.sampling.weights import row_probabilities
 
 Mask = Tensor | Mapping[str, Tensor]
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from wtacrs.estimators import ESTIMATORS, draw, normalise
-from wtacrs.variance import (
+from wtacrs.sampling.estimators import ESTIMATORS, draw, normalise
+from wtacrs.sampling.variance import (
     expected_squared_error,
     optimal_winners,
     outer_gram,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wtacrs.estimators import (
+from wtacrs.sampling.estimators import (
     check_budget,
     check_estimator,
     draw,
@@ -14,7 +14,7 @@ from wtacrs.estimators import (
     rows_kept,
     select,
 )
-from wtacrs.weights import row_norms
+from wtacrs.sampling.weights import row_norms
 
 
 def estimate_matmul(

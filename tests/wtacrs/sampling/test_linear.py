@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 
-from wtacrs.linear import SampledLinearFunction
 from wtacrs.memory import SavedBytes, StorageTracker
+from wtacrs.sampling.linear import SampledLinearFunction
 
 SHAPES = [(4,), (6, 4), (2, 3, 4), (2, 1, 3, 4)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)

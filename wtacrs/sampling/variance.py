@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wtacrs.estimators import count_winners, inclusion_probabilities, normalise
+from wtacrs.sampling.estimators import count_winners, inclusion_probabilities, normalise
 
 
 def outer_gram(a: Tensor, b: Tensor) -> Tensor:

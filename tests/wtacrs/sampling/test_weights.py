@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from wtacrs.estimators import draw
-from wtacrs.weights import row_norms, row_probabilities
+from wtacrs.sampling.estimators import draw
+from wtacrs.sampling.weights import row_norms, row_probabilities
 
 ROWS = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0], [0.0, 2.0]])  # norms 5, 1, 0, 2
 GRADIENT_NORMS = torch.tensor([1.0, 5.0, 7.0, 0.0])

@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from wtacrs.weights import row_norms
+from wtacrs.sampling.weights import row_norms
 
 if TYPE_CHECKING:
-    from wtacrs.grad_norms import NormRecord
-    from wtacrs.sampler import Sampler
+    from wtacrs.sampling.grad_norms import NormRecord
+    from wtacrs.sampling.sampler import Sampler
 
 
 class SampledRows(NamedTuple):

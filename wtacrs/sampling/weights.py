@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wtacrs.estimators import normalise
+from wtacrs.sampling.estimators import normalise
 
 
 def row_norms(rows: Tensor) -> Tensor:
