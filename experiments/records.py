@@ -29,6 +29,7 @@ NOT_HASHED = {
 # their names.
 DEFAULTS = {
     "training": {"group_by_length": False},
+    "estimator": {"center": "none", "rank": 1},
     "memory": {"lossless": [], "gelu": "exact", "attention": "default", "recompute": "none"},
 }
 

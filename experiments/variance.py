@@ -1,9 +1,10 @@
-"""The error of dW under every estimator, budget and source of gradient norms, on real training.
+"""The error of dW under every method, budget and source of gradient norms, on real training.
 
 At chosen steps the next training batch goes once through the plain model, forward and backward, to
 catch X and dY of each sampled layer. Errors then follow in closed form
 (``wtacrs.sampling.variance``), relative to ||dW||^2: no draw is made, nothing of the training run
-changes.
+changes. A method is an estimator, or an estimator and what it centres, "pps/lowrank"; all are held
+against each other at equal memory, for what centring keeps comes out of k.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from experiments.priors import PRIORS, BucketMeans
-from wtacrs import Sampler
+from experiments.errors import UserError
+from experiments.text2text import is_text_to_text, token_masks
+from wtacrs import ESTIMATORS, Sampler
+from wtacrs.randomness import Randomness
+from wtacrs.sampling.batch import Facts
+from wtacrs.sampling.centre import CENTRES, Centring
 from wtacrs.sampling.estimators import normalise, rows_kept
-from wtacrs.sampling.grad_norms import Batch
+from wtacrs.sampling.known import Known, find_known
 from wtacrs.sampling.variance import (
     expected_squared_error,
     optimal_winners,
@@ -26,114 +31,176 @@ from wtacrs.sampling.variance import (
     theorem2_holds,
     winner_mass,
 )
-from wtacrs.sampling.weights import row_norms, row_probabilities
+from wtacrs.sampling.weights import even_floor, probabilities_of, row_norms
 
 MASS_POINTS = 50  # points of the curve P_c against c / n
-PPS_STARTS = 16  # of the systematic draw; exact enumeration takes n + 1
 
 
 class VarianceProbe:
     """A forward pre-hook that measures at the steps of ``config`` (the group ``measure``).
 
     Register it before the hook that takes ``sample_ids`` away. ``results`` fills as steps pass.
+
+    Raises:
+        UserError: a method that is unknown, or directions that the run does not learn.
     """
 
     def __init__(self, model: PreTrainedModel, sampler: Sampler, config: Any) -> None:
         self.config, self.sampler = config, sampler
+        self.methods = [split_method(method, sampler) for method in config.methods]
         self.results: list[dict[str, Any]] = []
-        self.priors = {name: BucketMeans(bucket) for name, bucket in PRIORS.items()}
         self._step = 0
-        self._inputs: dict[str, Tensor] = {}
-        self._observe = sampler.grad_norms.observe
-        sampler.grad_norms.observe = self._observe_also  # type: ignore[method-assign]
+        self._text_to_text = is_text_to_text(model.config)
         model.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if model.training:
-            self._inputs = {key: value for key, value in kwargs.items() if torch.is_tensor(value)}
             if self._step in self.config.probe_steps:
-                self.results.append({"step": self._step, **self._measure(model)})
+                inputs = {key: value for key, value in kwargs.items() if torch.is_tensor(value)}
+                self.sampler.settle()  # what the last backward pass told is known to this batch
+                self.results.append({"step": self._step, **self._measure(model, inputs)})
             self._step += 1
 
-    def _observe_also(self, name: str, batch: Batch, norms: Tensor) -> None:
-        self._observe(name, batch, norms)
-        for prior in self.priors.values():
-            prior.observe(name, self._inputs, norms)
+    def state_dict(self) -> dict[str, Any]:
+        return {"results": self.results, "step": self._step}
 
-    def _measure(self, model: PreTrainedModel) -> dict[str, Any]:
-        facts = dict(self._inputs)
-        self.sampler.start_batch(facts.pop("sample_ids"), facts["attention_mask"])
-        caught = catch(model, self.sampler, facts)
-        rows: dict[tuple[str, float, str], list[float]] = {}
-        winners: dict[tuple[float, str], list[float]] = {}
-        theorem: dict[tuple[float, str], list[bool]] = {}
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.results, self._step = state["results"], state["step"]
+
+    def _measure(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        mask = token_masks(inputs) if self._text_to_text else inputs["attention_mask"]
+        facts = Facts(inputs["sample_ids"], mask)
+        shown = {key: value for key, value in inputs.items() if key != "sample_ids"}
+        caught = catch(model, self.sampler, shown)
+        errors: dict[tuple[str, str, float, str], list[float]] = {}
+        winners: dict[tuple[float, str], tuple[list[float], list[bool]]] = {}
         mass: dict[str, list[float]] = {}
         for leader, names in caught.groups.items():
-            x = caught.x[leader]
-            batch = self.sampler.batch_of(leader, x)
-            assert batch is not None
-            weights = {s: self._probabilities(s, leader, names, caught, batch) for s in self._all()}
-            valid = weights["none"] > 0
-            x = x.reshape(-1, x.shape[-1])[valid]
-            for name in names:
-                gram = outer_gram(x, caught.dy[name][valid])
-                exact = float(gram.sum())
-                for source, p in weights.items():
-                    p = p[valid]
-                    for budget in self.config.budgets:
-                        k = rows_kept(len(valid), budget)  # padding counts in n, as in training
-                        for estimator in self.config.estimators:
-                            error = expected_squared_error(
-                                estimator, gram, p, min(k, len(p)), starts=PPS_STARTS
-                            )
-                            rows.setdefault((estimator, budget, source), []).append(error / exact)
-                        k = min(k, len(p))
-                        c = optimal_winners(p, k)
-                        winners.setdefault((budget, source), []).append(c / k)
-                        theorem.setdefault((budget, source), []).append(theorem2_holds(p, k))
-                mass[name] = _curve(winner_mass(weights["oracle"][valid]))
+            for source in self.config.sources:
+                read = Input(self.sampler, facts, caught, leader, source)
+                for budget in self.config.budgets:
+                    for estimator, centre in self.methods:
+                        of = errors.setdefault((estimator, centre, budget, source), [])
+                        of += [read.error(name, estimator, centre, budget) for name in names]
+                    share, holds = winners.setdefault((budget, source), ([], []))
+                    k, p = read.k(budget), read.drawn("none")[1]
+                    share += [optimal_winners(p, k) / k] * len(names)
+                    holds += [theorem2_holds(p, k)] * len(names)
+                if source == "oracle":
+                    mass[leader] = _curve(winner_mass(read.drawn("none")[1]))
+        layers = [name for names in caught.groups.values() for name in names]
         return {
             "rows": int(next(iter(caught.dy.values())).shape[0]),
-            "layers": [name for names in caught.groups.values() for name in names],
+            "layers": layers,
+            "squared_norm": _short([caught.squared_norm[name] for name in layers]),
             "errors": [
-                {"estimator": e, "budget": b, "source": s, "relative_squared_error": _short(v)}
-                for (e, b, s), v in rows.items()
+                {
+                    "estimator": e,
+                    "center": c,
+                    "budget": b,
+                    "source": s,
+                    "relative_squared_error": _short(v),
+                }
+                for (e, c, b, s), v in errors.items()
             ],
             "winners": [
-                {"budget": b, "source": s, "share": _short(v), "theorem2_holds": theorem[b, s]}
-                for (b, s), v in winners.items()
+                {"budget": b, "source": s, "share": _short(share), "theorem2_holds": holds}
+                for (b, s), (share, holds) in winners.items()
             ],
             "winner_mass": mass,
         }
 
-    def _all(self) -> list[str]:
-        return [*self.config.sources, *self.priors]
 
-    def _probabilities(
-        self, source: str, leader: str, names: list[str], caught: Caught, batch: Batch
-    ) -> Tensor:
-        x = caught.x[leader]
-        norms: Tensor | None
-        if source == "oracle":
-            norms = sum(row_norms(caught.dy[name]).square() for name in names).sqrt()  # type: ignore[union-attr]
-        elif source in self.priors:
-            norms = self.priors[source].estimate(leader, self._inputs)
-        else:
-            norms = self.sampler.grad_norms.estimate(leader, batch, x.device, source)
-        mask = None if batch.mask is None else batch.mask.reshape(-1)
-        floor = 0.0 if source == "oracle" else self.sampler.config.floor
-        p = row_probabilities(x.reshape(-1, x.shape[-1]), norms, mask, floor)
-        # Rows without gradient: any probability is right, and 0 / 0 is not.
-        return normalise(p.clamp(min=1e-30) * (mask if mask is not None else 1))
+def split_method(method: str, sampler: Sampler) -> tuple[str, str]:
+    """(estimator, center) of "pps" or "pps/lowrank".
+
+    Raises:
+        UserError: one that is unknown, or directions that the run does not learn.
+    """
+    estimator, _, centre = method.partition("/")
+    centre = centre or "none"
+    if estimator not in ESTIMATORS or centre not in CENTRES:
+        raise UserError(
+            f"measure.methods holds {method!r}; give an estimator ({', '.join(ESTIMATORS)}), or "
+            f"one with what it centres ({', '.join(CENTRES)}), say pps/classes"
+        )
+    if centre == "lowrank" and sampler.centring.kind != "lowrank":
+        raise UserError(
+            f"measure.methods holds {method!r}, and this run learns no directions; "
+            "train with estimator=pps or estimator.center=lowrank"
+        )
+    return estimator, centre
 
 
 class Caught:
-    """X by first reader, dY by layer, and which layers read one input."""
+    """X by first reader, dY (n, o) by layer, ||dW||^2, and which layers read one input."""
 
     def __init__(self) -> None:
         self.x: dict[str, Tensor] = {}
         self.dy: dict[str, Tensor] = {}
         self.groups: dict[str, list[str]] = {}
+        self.squared_norm: dict[str, float] = {}
+
+
+class Input:
+    """One input, the layers that read it, and what one source knows of their gradients."""
+
+    def __init__(
+        self, sampler: Sampler, facts: Facts, caught: Caught, leader: str, source: str
+    ) -> None:
+        x = caught.x[leader]
+        self.sampler, self.caught, self.leader, self.source = sampler, caught, leader, source
+        self.x = x.reshape(-1, x.shape[-1])  # (n, i)
+        rows = facts.rows_of(leader, x.shape)
+        known, norms = find_known(rows, x.device, sampler.grad_norms, 0.0, True, source), None
+        if source == "oracle":
+            squares = [row_norms(caught.dy[name]).square() for name in caught.groups[leader]]
+            norms = torch.stack(squares).sum(0).sqrt()
+            known = known._replace(estimates=norms[None], squares=norms.square()[None, :, None])
+        self.known: Known = known
+        self.place = 0 if source == "oracle" else sampler.grad_norms.place(leader)
+        self._drawn: dict[str, tuple[Tensor, Tensor]] = {}
+        self._grams: dict[tuple[str, str], Tensor] = {}
+
+    def k(self, budget: float) -> int:
+        """Rows kept without centring. Padding counts in n, as in training, but is never kept."""
+        return min(rows_kept(len(self.x), budget), int(self.known.valid.sum()))
+
+    def drawn(self, centre: str) -> tuple[Tensor, Tensor]:
+        """The rows that count of what ``centre`` leaves of X, and their probabilities."""
+        if centre not in self._drawn:
+            norms, squares = self.known.norms(self.place), self.known.squared_norms(self.place)
+            rest = self.x
+            if centre != "none":
+                centring = self._centring(centre)
+                classes, dtype = self.known.classes, rest.dtype
+                rest = centring.split(self.leader, rest, classes, squares, dtype, False).rest
+            floor = 0.0 if self.source == "oracle" else self.sampler.config.floor
+            even = even_floor(self.known.valid, floor)
+            p = probabilities_of(row_norms(rest) * norms, even, floor)
+            counts = self.known.valid > 0
+            # Rows without gradient: any probability is right, and 0 / 0 is not.
+            self._drawn[centre] = rest[counts], normalise(p[counts].clamp(min=1e-30))
+        return self._drawn[centre]
+
+    def _centring(self, centre: str) -> Centring:
+        ours = self.sampler.centring
+        return ours if ours.kind == centre else Centring(centre, 0, Randomness(0, "directions"))
+
+    def error(self, name: str, estimator: str, centre: str, budget: float) -> float:
+        """Squared error of the layer's dW over its squared norm, at equal memory."""
+        n, k = len(self.x), rows_kept(len(self.x), budget)
+        if centre != "none":
+            centring = self._centring(centre)
+            q = centring.size(n, self.x.shape[1], self.known.classes.shape[1], k)
+            k -= centring.cost(n, self.x.shape[1], q)
+            centre = centre if q else "none"
+        rest, p = self.drawn(centre)
+        if (centre, name) not in self._grams:
+            dy = self.caught.dy[name][self.known.valid > 0]
+            self._grams[centre, name] = outer_gram(rest, dy)
+        error = expected_squared_error(estimator, self._grams[centre, name], p, min(k, len(p)))
+        return error / self.caught.squared_norm[name]
 
 
 def catch(model: PreTrainedModel, sampler: Sampler, inputs: dict[str, Tensor]) -> Caught:
@@ -150,13 +217,17 @@ def catch(model: PreTrainedModel, sampler: Sampler, inputs: dict[str, Tensor]) -
                 output.register_hook(lambda dy: caught.dy.update({name: dy.flatten(0, -2)}))
 
             hooks.append(module.register_forward_hook(forward))
-    config, sampler.config = sampler.config, replace(sampler.config, estimator="full")
+    config, sampler.config = sampler.config, replace(sampler.config, budget=1.0)  # the plain layer
     counted = sampler.rows_seen, sampler.rows_kept
     with torch.random.fork_rng():
         loss = model.forward(**inputs).loss  # not model(...): the hooks of a training step wait
         loss.backward()
     sampler.config = config
     sampler.rows_seen, sampler.rows_kept = counted
+    caught.squared_norm = {
+        name: float(model.get_parameter(f"{name}.weight").grad.double().square().sum())  # type: ignore[union-attr]
+        for name in caught.dy
+    }
     model.zero_grad(set_to_none=True)
     for hook in hooks:
         hook.remove()

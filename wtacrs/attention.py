@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from wtacrs.autograd import first_order
 from wtacrs.lossless.bits import pack, unpack
 from wtacrs.sampled_attention import SampledAttention, keep_mask, probabilities
 from wtacrs.sampling.linear import SampledLinear
@@ -61,7 +61,7 @@ class RecomputedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bits, *biases = ctx.saved_tensors
         wanted = ctx.needs_input_grad[5:]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from wtacrs.sampling.estimators import check_budget, check_estimator
+from wtacrs.sampling.centre import CENTRES
+from wtacrs.sampling.estimators import ESTIMATORS, check_budget, check_estimator
 
 Pattern = Sequence[str] | Callable[[str], bool]
 
@@ -31,8 +32,14 @@ class SamplingConfig:
         floor: share of the probability that is spread evenly over the valid rows, in [0, 1). Above
             zero it keeps the estimate unbiased when a stale gradient norm is zero, and bounds
             every scale.
-        seed: seed of the sampler's own generator.
+        seed: of the sampler; its generators differ by purpose and by rank.
         norm_table_limit_gib: most host memory, in GiB, for the table of "sample".
+        center: what of each input is kept exactly, so that only the rest is sampled (see
+            ``wtacrs.sampling.centre``): "none"; "classes", means of the first, the last and the
+            other rows of a sample (of all rows where nothing is known of them); "lowrank", beside
+            them ``rank`` directions; "auto": "lowrank" for pps, "none" for the others. What it
+            keeps comes out of the budget.
+        rank: directions of "lowrank", at least 1.
 
     Raises:
         ValueError: a value outside its rule; the message names value, rule and remedy.
@@ -46,6 +53,15 @@ class SamplingConfig:
     floor: float = 0.01
     seed: int = 0
     norm_table_limit_gib: float = 4.0
+    center: str = "auto"
+    rank: int = 1
+
+    @property
+    def centring(self) -> str:
+        """``center``, with "auto" resolved."""
+        if self.center != "auto":
+            return self.center
+        return "lowrank" if self.estimator == "pps" else "none"
 
     def __post_init__(self) -> None:
         check_estimator(self.estimator)
@@ -69,9 +85,26 @@ class SamplingConfig:
                 f"norm_table_limit_gib={self.norm_table_limit_gib} must be above 0; "
                 "to keep no table choose grad_norms='position'"
             )
+        self._check_center()
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is a string; "
                     f"give a list of glob patterns, [{getattr(self, name)!r}], or a predicate"
                 )
+
+    def _check_center(self) -> None:
+        if self.center not in ("auto", *CENTRES):
+            raise ValueError(
+                f"center={self.center!r} is unknown; choose one of {', '.join(('auto', *CENTRES))}"
+            )
+        if type(self.rank) is not int or self.rank < 1:
+            raise ValueError(f"rank={self.rank!r} must be an integer of at least 1")
+        sampled = self.estimator != "full"
+        takes = sampled and getattr(ESTIMATORS[self.estimator], "unbiased", True)
+        if self.centring != "none" and not takes:
+            why = "drops rows without a scale" if sampled else "samples nothing"
+            raise ValueError(
+                f"center={self.center!r} with estimator={self.estimator!r}, which {why}: the rest "
+                "would be lost, not estimated. Choose center='none' or another estimator"
+            )

@@ -52,6 +52,7 @@ def sample_linears_(
         # The object stays: whoever holds the layer, its hooks or its parameters, holds them still.
         layer.__class__ = SampledLinear
         layer.sampler, layer.name = sampler, name  # type: ignore[assignment]
+    sampler.follow(model)
     return sampler
 
 
@@ -59,6 +60,7 @@ def restore_linears_(model: nn.Module) -> None:
     """Turn every ``SampledLinear`` of ``model`` back into ``nn.Linear``, in place."""
     for module in [*model.modules()]:
         if isinstance(module, SampledLinear):
+            module.sampler.unfollow()
             module.__class__ = nn.Linear  # type: ignore[assignment]
             del module.sampler, module.name
 

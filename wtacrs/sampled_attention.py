@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from wtacrs.autograd import first_order
 from wtacrs.lossless.bits import pack, unpack
 from wtacrs.sampling.sampler import Sampler
 
@@ -73,7 +73,7 @@ class SampledAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         weights, bits, share, *kept = ctx.saved_tensors
         (b, h, t, d), (_, _, s, _), v_shape = ctx.shapes

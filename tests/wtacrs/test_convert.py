@@ -234,9 +234,10 @@ def test_print_is_a_report(make_encoder):
 
 
 def test_a_layer_frozen_after_the_swap_saves_nothing(make_encoder):
+    """And says so: adapters that are added after sampling freeze all that was sampled."""
     model = make_encoder()
     sample_linears_(model)
     model.requires_grad_(False)
-    with SavedBytes(model) as saved:
+    with SavedBytes(model) as saved, pytest.warns(UserWarning, match=r"4 sampled .*get_peft_model"):
         model(torch.ones(2, 10, 4))
     assert saved.bytes == 0

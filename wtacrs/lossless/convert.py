@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from wtacrs.lossless.gelu import RoundedGELU, Rounding
+from wtacrs.lossless.gelu import RoundedGELU
 from wtacrs.lossless.masks import DoneDropout, LosslessDropout, LosslessReLU, LosslessReLUDropout
 from wtacrs.lossless.norms import LosslessLayerNorm, LosslessRMSNorm
+from wtacrs.randomness import Randomness
 
 KINDS = ("norm", "dropout", "relu")
 GELU = ("exact", "rounded")
@@ -34,7 +35,7 @@ def save_less_(
         kinds: of "norm" (nn.LayerNorm over the last dimension, T5's norm and its likes), "dropout"
             (nn.Dropout), "relu" (nn.ReLU; together with the dropout after it in T5).
         gelu: "exact" leaves GELU as it is, "rounded" keeps its derivative in 8 bits.
-        seed: of the rounding.
+        seed: of the rounding, whose random numbers are a stream of their own.
 
     Returns:
         Qualified name -> name of the new class, of each layer that was turned.
@@ -47,7 +48,7 @@ def save_less_(
     if gelu not in GELU:
         raise ValueError(f"gelu={gelu!r} is unknown; choose {' or '.join(GELU)}")
     classes = _fused(model) if {"relu", "dropout"} <= {*kinds} else {}
-    rounding, turned = Rounding(seed), {}
+    rounding, turned = Randomness(seed, "rounding"), {}
     for name, module in model.named_modules():
         new = classes.get(module) or _lossless_class(module, kinds, gelu)
         if new is not None and "plain_class" not in module.__dict__:
@@ -77,7 +78,7 @@ def restore_layers_(model: nn.Module) -> None:
                 module.__dict__.pop(name, None)
 
 
-def rounding_of(model: nn.Module) -> Rounding | None:
+def rounding_of(model: nn.Module) -> Randomness | None:
     """The owner of the rounding's random numbers, or None if nothing in ``model`` is rounded."""
     return next((m.rounding for m in model.modules() if isinstance(m, RoundedGELU)), None)
 

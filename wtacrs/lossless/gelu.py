@@ -13,33 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from wtacrs.autograd import first_order
+from wtacrs.randomness import Randomness
 
 LOW, HIGH = -0.1295, 1.1295  # the derivative lies between -0.1290 and 1.1290
 LEVEL = (HIGH - LOW) / 255
 CHUNK = 1 << 20  # elements at a time: temporaries stay small and in the cache
-
-
-class Rounding:
-    """The owner of the random numbers that all rounded layers of a model share."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self._generators: dict[torch.device, torch.Generator] = {}
-
-    def generator(self, device: torch.device) -> torch.Generator:
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self.seed)
-        return self._generators[device]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Generator states by device: with them a resumed run is the same run."""
-        return {str(device): g.get_state() for device, g in self._generators.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state_dict``."""
-        for device, generator_state in state.items():
-            self.generator(torch.device(device)).set_state(generator_state.cpu())
 
 
 def round_at_random(values: Tensor, generator: torch.Generator) -> Tensor:
@@ -63,7 +43,7 @@ class RoundedGELUFunction(torch.autograd.Function):
         return F.gelu(x)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (levels,) = ctx.saved_tensors
         dx = torch.empty(dy.shape, dtype=dy.dtype, device=dy.device)
@@ -77,7 +57,7 @@ class RoundedGELUFunction(torch.autograd.Function):
 class RoundedGELU(nn.Module):
     """An exact GELU with an unbiased derivative of 8 bits; the class of a swapped GELU."""
 
-    rounding: Rounding
+    rounding: Randomness
     plain_class: type[nn.Module]
 
     def forward(self, input: Tensor) -> Tensor:

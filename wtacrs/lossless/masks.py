@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from wtacrs.autograd import first_order
 from wtacrs.lossless.bits import pack, scale_kept, zero_unkept
 
 
@@ -28,7 +28,7 @@ class DropoutFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (bits,) = ctx.saved_tensors
         return scale_kept(dy, bits, ctx.scale), None
@@ -53,7 +53,7 @@ class ReLUFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (bits,) = ctx.saved_tensors
         if ctx.scale is None:

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from wtacrs.autograd import first_order
 
 
 def normalised(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -42,7 +43,7 @@ class LayerNormFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, bias, rstd = ctx.saved_tensors
         xhat = normalised(y, weight, bias)
@@ -77,7 +78,7 @@ class RMSNormFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, rstd = ctx.saved_tensors
         xhat = normalised(y, weight, None).to(rstd.dtype)

@@ -5,9 +5,9 @@ k row indices and a scale for each, so that sum_j scale_j * A_[j] (x) B_[j] esti
 Every one but ``deterministic`` is unbiased for any probabilities, as long as every row with a
 non-zero outer product has p_n > 0; the probabilities only move the variance.
 
-All of it is static in shape and free of host synchronisation: k comes from the shape, the number
-of winners stays a tensor. Masses are summed in float64, from the smallest row upwards, because
-1 - prefix loses all digits just where winners are decided.
+Static in shape, free of host synchronisation: k comes from the shape, the number of winners stays a
+tensor. Masses are summed in float64, from the smallest row upwards, because 1 - prefix loses all
+digits just where winners are decided.
 
 Source: WTA-CRS, arXiv 2305.15265 (Eq. 2-6); Drineas, Kannan, Mahoney 2006 for CRS.
 """
@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from wtacrs.randomness import fresh_generator
 
 
 class Selection(NamedTuple):
@@ -39,8 +41,8 @@ def _draw_slots(cumulative: Tensor, mass: Tensor, k: int, generator: torch.Gener
     Positions of zero probability have no step and are never drawn.
     """
     uniform = torch.rand(k, dtype=cumulative.dtype, device=cumulative.device, generator=generator)
-    positions = torch.searchsorted(cumulative, uniform * mass, right=True)
-    return positions.clamp(max=cumulative.numel() - 1)  # rounding, or a NaN mass
+    # Without the last entry, no position leaves the range, whatever a rounding or a NaN does.
+    return torch.searchsorted(cumulative[:-1], uniform * mass, right=True)
 
 
 def uniform(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
@@ -65,45 +67,75 @@ def deterministic(probabilities: Tensor, k: int, generator: torch.Generator) -> 
     return Selection(top.indices, torch.ones_like(top.values))
 
 
-def count_winners(tail_mass: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The c in 0..k-1 that minimises (1 - P_c) / (k - c), and that minimum. Paper, Theorem 2.
+deterministic.unbiased = False  # type: ignore[attr-defined]  # an estimator is, unless it says so
+
+
+def _slots(k: int, device: torch.device) -> Tensor:
+    """1..k, float64."""
+    return torch.arange(1, k + 1, dtype=torch.float64, device=device)
+
+
+def count_winners(
+    tail_mass: Tensor, power: int = 1, slots: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """How many of the k slots are drawn, and the step (1 - P_c) / (k - c). Paper, Theorem 2.
+
+    The number of winners c in 0..k-1 minimises (1 - P_c)^power / (k - c). The paper's power of 1
+    bounds the variance; 2 is the variance itself where p_n is proportional to the norm of row n.
 
     Args:
-        tail_mass: (k,), entry c is the mass 1 - P_c left outside the c most probable rows.
+        tail_mass: (k,), entry j is the mass 1 - P_c outside the c = k - 1 - j most probable rows.
+        slots: 1..k, where the caller has them.
+
+    Returns:
+        k - c, a tensor () of int64, and the step, a tensor ().
     """
-    slots = torch.arange(k, 0, -1, dtype=tail_mass.dtype, device=tail_mass.device)
+    slots = _slots(tail_mass.numel(), tail_mass.device) if slots is None else slots
     # The minimum comes with its place: indexing by a 0-d tensor would stop to read it on the host.
-    share, c = torch.min(tail_mass / slots, dim=0)
-    return c, share
+    least, place = torch.min(tail_mass**power / slots if power > 1 else tail_mass / slots, dim=0)
+    drawn = place + 1
+    return drawn, least if power == 1 else (least * drawn) ** (1 / power) / drawn
 
 
-def wtacrs(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
+def wtacrs(probabilities: Tensor, k: int, generator: torch.Generator, power: int = 1) -> Selection:
     """Winner-take-all: c winners at scale 1, k - c rows drawn from the rest. Paper, Eq. 5-6.
 
     Tail rows are drawn with replacement with probability p_n / (1 - P_c) and get the scale
-    (1 - P_c) / ((k - c) p_n).
+    (1 - P_c) / ((k - c) p_n). Where k rows are all that have p_n > 0 the tail has no mass or one
+    row, and the result is exact; spare slots get the scale 0.
     """
     n = probabilities.numel()
     ascending, order = probabilities.sort()
-    cumulative = ascending.double().cumsum(0)  # entry n-1-c is the mass outside c winners
-    c, share = count_winners(cumulative[n - k :].flip(0), k)
-    slot = torch.arange(k, device=order.device)
-    drawn = _draw_slots(cumulative, share * (k - c), k, generator)
-    is_winner = slot < c
-    positions = torch.where(is_winner, n - 1 - slot, drawn)
-    scales = torch.where(is_winner, 1.0, share / ascending[positions].double())
-    return Selection(order[positions], scales.to(probabilities.dtype))
+    cumulative = ascending.cumsum(0, dtype=torch.float64)  # entry n-1-c: mass outside c winners
+    drawn, step = count_winners(cumulative[n - k :], power)
+    positions = _draw_slots(cumulative, step * drawn, k, generator)
+    places = torch.arange(n - k, n, device=order.device)  # of the k most probable rows
+    is_winner = places >= drawn + (n - k)
+    positions = torch.where(is_winner, places, positions)
+    p = ascending[positions]
+    scales = (step / p).masked_fill_(is_winner, 1.0).masked_fill_(p == 0, 0.0)
+    return Selection(order[positions], scales)
 
 
-def inclusion_probabilities(probabilities: Tensor, k: int) -> Tensor:
-    """pi_n = min(1, p_n / tau) with tau such that they sum to k, (n,) in float64.
+def wtacrs_exact(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
+    """``wtacrs`` with the number of winners that minimises the variance, not the paper's bound."""
+    return wtacrs(probabilities, k, generator, power=2)
 
-    tau is the share of ``count_winners``: the c that minimises (1 - P_c) / (k - c) is also the
-    smallest one for which no row outside the winners is larger than that quotient.
+
+def inclusion_probabilities(
+    probabilities: Tensor, k: int, order: Tensor | None = None, slots: Tensor | None = None
+) -> Tensor:
+    """pi_n = min(1, p_n / tau) with tau such that they sum to k, (n,), in ``order`` if given.
+
+    tau is the step of ``count_winners``: the c that minimises (1 - P_c) / (k - c) is also the
+    smallest one for which no row outside the winners is larger than that quotient. Where k rows or
+    fewer have p_n > 0, these have pi_n = 1.
     """
-    cumulative = probabilities.sort().values.double().cumsum(0)
-    _, tau = count_winners(cumulative[-k:].flip(0), k)
-    return (probabilities.double() / tau).clamp(max=1.0)
+    cumulative = probabilities.sort().values.cumsum(0, dtype=torch.float64)
+    _, tau = count_winners(cumulative[-k:], slots=slots)
+    tau = tau.clamp(min=torch.finfo(probabilities.dtype).tiny)
+    p = probabilities if order is None else probabilities[order]
+    return (p / tau).clamp(max=1.0)
 
 
 def pps(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
@@ -112,16 +144,24 @@ def pps(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
     Row n is kept with probability pi_n = min(1, p_n / tau) and gets the scale 1 / pi_n
     (Horvitz-Thompson 1952). One uniform number and equal steps of 1 along the cumulated pi
     (systematic sampling, Madow 1949): a step cannot jump over a row with pi_n = 1, so winners need
-    no treatment of their own, and no row is drawn twice. The rows are cumulated in token order:
-    neighbours are alike, so spreading the draws over them lowers the variance further.
+    no treatment of their own, and no row is drawn twice. The rows are cumulated in random order
+    (Goodman, Kish 1950): in token order, rows that repeat with the period of the steps would be
+    kept together or not at all.
     """
-    inclusion = inclusion_probabilities(probabilities, k)
-    cumulative = inclusion.cumsum(0)
-    step = torch.arange(k, dtype=cumulative.dtype, device=cumulative.device)
-    start = torch.rand(1, dtype=cumulative.dtype, device=cumulative.device, generator=generator)
-    points = (start + step) * (cumulative[-1] / k)  # the sum is k up to rounding
-    indices = torch.searchsorted(cumulative, points, right=True).clamp(max=cumulative.numel() - 1)
-    return Selection(indices, (1.0 / inclusion[indices]).to(probabilities.dtype))
+    n, device = probabilities.numel(), probabilities.device
+    slots = _slots(k, device)
+    order = torch.randperm(n, device=device, generator=generator)
+    inclusion = inclusion_probabilities(probabilities, k, order, slots)
+    cumulative = inclusion.cumsum(0, dtype=torch.float64)
+    start = torch.rand(1, dtype=torch.float64, device=device, generator=generator)
+    # In (0, k]: the first row whose sum reaches a point is never one of probability zero.
+    points = slots - start
+    # Without the last entry, no position leaves the range, whatever a NaN does.
+    places = torch.searchsorted(cumulative[:-1], points)
+    # Beyond the sum lie spare slots, where fewer than k rows count, and at most a rounding error.
+    spare = points > cumulative[-1]
+    scales = inclusion[places].reciprocal_().masked_fill_(spare, 0.0)
+    return Selection(order[places], scales)
 
 
 #: Name -> estimator. A user's own function joins by ``ESTIMATORS["name"] = function``.
@@ -130,8 +170,12 @@ ESTIMATORS: dict[str, Estimator] = {
     "crs": crs,
     "deterministic": deterministic,
     "wtacrs": wtacrs,
+    "wtacrs_exact": wtacrs_exact,
     "pps": pps,
 }
+
+# Right for weights of any sum, and exact by themselves where k rows are all that count.
+_SELF_CONTAINED = frozenset({wtacrs, wtacrs_exact, pps})
 
 
 def check_estimator(estimator: str) -> None:
@@ -162,32 +206,26 @@ def normalise(weights: Tensor) -> Tensor:
     return (weights.double() / total).to(weights.dtype)
 
 
-def draw(estimator: str, probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
+def draw(estimator: str, weights: Tensor, k: int, generator: torch.Generator) -> Selection:
     """``select`` without its checks: no synchronisation, and NaN passes through to the scales.
 
-    Where k reaches the number of rows with p_n > 0, any estimator keeps just those, at scale 1,
+    Where k reaches the number of rows of weight > 0, any estimator keeps just those, at scale 1,
     and gives the spare slots the scale 0: the result is then exact.
     """
-    n = probabilities.numel()
+    n = weights.numel()
     if estimator == "full" or k >= n:
-        indices = torch.arange(n, device=probabilities.device)
-        return Selection(indices, torch.ones_like(probabilities) + 0 * probabilities.sum())
-    drawn = ESTIMATORS[estimator](probabilities, k, generator)
+        indices = torch.arange(n, device=weights.device)
+        return Selection(indices, torch.ones_like(weights) + 0 * weights.sum())
+    function = ESTIMATORS[estimator]
+    if function in _SELF_CONTAINED:
+        return function(weights, k, generator)
+    probabilities = normalise(weights)
+    drawn = function(probabilities, k, generator)
     top = torch.topk(probabilities, k, sorted=False)
     exact = (probabilities > 0).sum() <= k
     indices = torch.where(exact, top.indices, drawn.indices)
     scales = torch.where(exact, (top.values > 0).to(drawn.scales.dtype), drawn.scales)
     return Selection(indices, scales + 0 * probabilities.sum())
-
-
-def fresh_generator(device: torch.device, seed: int | None = None) -> torch.Generator:
-    """A generator of one's own; without a seed, seeded by the operating system."""
-    generator = torch.Generator(device=device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
 
 
 def select(

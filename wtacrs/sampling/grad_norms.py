@@ -1,101 +1,32 @@
 """Estimates of ||dY_n||, made before the backward pass that would tell them.
 
-||X_n|| alone is nearly worthless as a weight (relative squared error 3.7 against 0.004 at budget
-0.3, ARCHITECTURE section 3), so the norms seen in earlier backward passes are remembered twice:
+||X_n|| alone is nearly worthless as a weight (ARCHITECTURE section 3), so the norms seen in earlier
+backward passes are remembered twice:
 
 - per token position, a running mean over the batches: a few kB, good from the second batch on;
 - per training sample and token, the last value seen: a host table of bf16, good from the second
   epoch on. Its bytes are reported by ``host_bytes``.
 
 Layers that read the same input share one estimate, sqrt(sum_l ||dY_l,n||^2), the optimum for the
-product of X with their stacked dY. A shared estimate is filed under the first of these layers.
+product of X with their stacked dY; it is filed under the first of these layers. All inputs are
+stacked, so that a step reads and writes all estimates at once, not layer by layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 UNSEEN = -1.0  # a norm is never negative; NaN would not survive in sums
-MEMORY = 0.9  # weight of the past in the running mean: about ten batches
-
-
-class NormRecord:
-    """Sums the squared norms of dY over the layers that read one input, then delivers the root.
-
-    It holds no activation. A record whose layers do not all reach the backward pass (a recomputed
-    forward pass, an unused output) delivers nothing and dies with its graph.
-    """
-
-    def __init__(self, deliver: Callable[[Tensor], None]) -> None:
-        self.layers = 0
-        self._deliver = deliver
-        self._reported = 0
-        self._squares: Tensor | None = None
-
-    def report(self, norms: Tensor) -> None:
-        """Take ||dY_n||, (n,), from one layer."""
-        squares = norms.square()
-        self._squares = squares if self._squares is None else self._squares + squares
-        self._reported += 1
-        if self._reported == self.layers:
-            self._deliver(self._squares.sqrt())
-            self._squares, self._reported = None, 0
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What is known of the rows of one layer's input: b samples by t tokens."""
-
-    b: int
-    t: int
-    sample_ids: Tensor | None = None  # (b,) int64 on the host
-    mask: Tensor | None = None  # (b, t), 1 for tokens that count
-
-
-class PositionalMean:
-    """Running mean of the squared norm per token position, over all samples seen."""
-
-    def __init__(self) -> None:
-        self.sums = torch.zeros(0)
-        self.counts = torch.zeros(0)
-
-    def _fit(self, t: int, device: torch.device) -> None:
-        self.sums, self.counts = self.sums.to(device), self.counts.to(device)
-        missing = t - self.sums.numel()
-        if missing > 0:
-            self.sums = torch.nn.functional.pad(self.sums, (0, missing))
-            self.counts = torch.nn.functional.pad(self.counts, (0, missing))
-
-    def observe(self, norms: Tensor, mask: Tensor | None) -> None:
-        """Take the norms (b, t) of a batch. Non-finite ones, of a skipped step, are left out."""
-        self._fit(norms.shape[1], norms.device)
-        counted = torch.isfinite(norms).to(norms.dtype)
-        if mask is not None:
-            counted = counted * mask
-        squares = torch.where(counted > 0, norms, 0.0).square()
-        t = norms.shape[1]
-        seen = counted.sum(0)
-        # Positions that no sample of this batch reaches keep what they know.
-        decay = torch.where(seen > 0, MEMORY, 1.0)
-        self.sums[:t] = decay * self.sums[:t] + squares.sum(0)
-        self.counts[:t] = decay * self.counts[:t] + seen
-
-    def estimate(self, t: int, device: torch.device) -> Tensor:
-        """(t,) root mean square norm; positions never seen get the mean over all, or 1."""
-        self._fit(t, device)
-        total = self.counts.sum()
-        overall = torch.where(total > 0, self.sums.sum() / total.clamp(min=1e-30), 1.0)
-        mean = self.sums / self.counts.clamp(min=1e-30)
-        return torch.where(self.counts > 0, mean, overall)[:t].sqrt()
+PAST = 0.9  # weight of the past in the running mean: about ten batches
 
 
 class GradNorms:
-    """The estimates of all sampled layers of a model.
+    """The estimates of all sampled inputs of a model.
 
     Args:
         source: see ``SamplingConfig.grad_norms``.
@@ -128,11 +59,12 @@ class GradNorms:
         keeps_table = has_shape and source in ("auto", "sample")
         self.table_shape = (num_samples or 0, max_tokens or 0) if keeps_table else None
         self.limit_gib = limit_gib
-        self._inputs: set[str] = set()
-        self._means: dict[str, PositionalMean] = {}
-        self._tables: dict[str, Tensor] = {}  # (num_samples, max_tokens) bf16 on the host
-        # (input, sample_ids, norms on the device), waiting for the next flush
-        self._pending: list[tuple[str, Tensor, Tensor]] = []
+        self._places: dict[str, int] = {}  # input -> its place l in what is stacked
+        # Running sums of squares and of rows by token position, (l, t).
+        self._sums = torch.zeros(0, 0, dtype=torch.float64)
+        self._counts = torch.zeros(0, 0, dtype=torch.float64)
+        self._indices: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+        self._table: Tensor | None = None  # (l, num_samples, max_tokens) bf16 on the host
 
     def check_ids(self, sample_ids: Tensor) -> None:
         """Raise ValueError for sample ids that the table has no row for."""
@@ -155,89 +87,142 @@ class GradNorms:
             )
 
     def expect(self, name: str) -> None:
-        """Make sure, in the first forward pass, that the table for input ``name`` will fit.
+        """Make a place for the input ``name``, in the first forward pass.
 
         Raises:
             ValueError: the tables of all inputs would exceed the limit.
         """
-        if self.table_shape is None or name in self._inputs:
+        if name in self._places or self.source == "none":
             return
-        num_samples, max_tokens = self.table_shape
-        inputs = len(self._inputs) + 1
-        gib = inputs * num_samples * max_tokens * 2 / 2**30
-        if gib > self.limit_gib:
-            raise ValueError(
-                f"gradient norms of {num_samples} samples x {max_tokens} tokens x at least "
-                f"{inputs} layer inputs in bf16 need {gib:.3g} GiB of host memory, over "
-                f"norm_table_limit_gib={self.limit_gib:g}; raise the limit, or choose "
-                "grad_norms='position', which needs almost nothing"
-            )
-        self._inputs.add(name)
+        inputs = len(self._places) + 1
+        if self.table_shape is not None:
+            num_samples, max_tokens = self.table_shape
+            gib = inputs * num_samples * max_tokens * 2 / 2**30
+            if gib > self.limit_gib:
+                raise ValueError(
+                    f"gradient norms of {num_samples} samples x {max_tokens} tokens x at least "
+                    f"{inputs} layer inputs in bf16 need {gib:.3g} GiB of host memory, over "
+                    f"norm_table_limit_gib={self.limit_gib:g}; raise the limit, or choose "
+                    "grad_norms='position', which needs almost nothing"
+                )
+        self._places[name] = inputs - 1
+
+    def order(self, name: str) -> int:
+        """A number to sort inputs by: they are stacked in this order."""
+        return self._places.get(name, 0)
+
+    def place(self, name: str) -> int | None:
+        """l of the input ``name`` in what ``estimate`` gives; None before it was observed."""
+        place = self._places.get(name)
+        return place if place is not None and place < len(self._sums) else None
 
     def estimate(
-        self, name: str, batch: Batch, device: torch.device, source: str | None = None
+        self,
+        b: int,
+        t: int,
+        sample_ids: Tensor | None,
+        device: torch.device,
+        source: str | None = None,
     ) -> Tensor | None:
-        """(b * t,) estimate of ||dY_n|| for the layer ``name``, or None where nothing is known.
+        """(l, b, t) estimates of ||dY_n|| for all inputs, float32; None where nothing is known.
 
         ``source`` asks for another source than the configured one, to compare them.
         """
         source = source or self.source
-        if source == "none" or name not in self._means:
+        if source == "none" or not len(self._sums):
             return None
-        mean = self._means[name].estimate(batch.t, device).expand(batch.b, batch.t)
+        self._fit(len(self._sums), t, device)
+        total = self._counts.sum(1, keepdim=True)  # (l, 1)
+        overall = self._sums.sum(1, keepdim=True) / total.clamp(min=1)
+        overall = torch.where(total > 0, overall, 1.0)
+        counts = self._counts[:, :t]
+        mean = torch.where(counts > 0, self._sums[:, :t] / counts.clamp(min=1e-30), overall)
         if source == "sample":
-            mean = mean.square().mean().sqrt().expand(batch.b, batch.t)
-        if source != "position" and batch.sample_ids is not None and name in self._tables:
-            seen = self._tables[name][batch.sample_ids, : batch.t].to(device, non_blocking=True)
-            mean = torch.where(seen >= 0, seen.to(mean.dtype), mean)
-        return mean.reshape(-1)
+            mean = mean.mean(1, keepdim=True)
+        mean = mean.sqrt().float()[:, None].expand(-1, b, t)  # (l, b, t)
+        if source != "position" and sample_ids is not None and self._table is not None:
+            seen = self._grown_table()[:, sample_ids, :t]  # (l, b, t)
+            if device.type == "cuda":
+                seen = seen.pin_memory()
+            seen = seen.to(device, non_blocking=True)
+            mean = torch.where(seen >= 0, seen, mean)
+        return mean
 
-    def observe(self, name: str, batch: Batch, norms: Tensor) -> None:
-        """Take ||dY_n||, (b * t,), from the backward pass. Nothing waits for the device here."""
+    def observe(
+        self, names: Sequence[str], norms: Tensor, sample_ids: Tensor | None, mask: Tensor | None
+    ) -> None:
+        """Take ||dY_n|| of a batch from the backward pass, non-finite ones (a skipped step) not.
+
+        Args:
+            names: the inputs, l of them, each given to ``expect`` before.
+            norms: (l, b, t).
+            sample_ids: (b,) int64 on the host.
+            mask: (b, t), 1 for tokens that count.
+        """
         if self.source == "none":
             return
-        norms = norms.detach().reshape(batch.b, batch.t)
-        if name not in self._means:
-            self._means[name] = PositionalMean()
-        self._means[name].observe(norms, batch.mask)
-        if self.table_shape is not None and batch.sample_ids is not None:
+        places = [self._places[name] for name in names]
+        t, device = norms.shape[2], norms.device
+        self._fit(max([*places, len(self._sums) - 1]) + 1, t, device)
+        counted = torch.isfinite(norms).double()
+        if mask is not None:
+            counted = counted * mask
+        squares = torch.where(counted > 0, norms, 0.0).double().square().sum(1)  # (l, t)
+        seen = counted.sum(1)
+        # Positions that no sample of this batch reaches keep what they know.
+        decay = torch.where(seen > 0, PAST, 1.0)
+        everywhere = places == [*range(len(self._sums))]
+        at: Any = slice(None) if everywhere else self._index(tuple(places), device)
+        self._sums[at, :t] = decay * self._sums[at, :t] + squares
+        self._counts[at, :t] = decay * self._counts[at, :t] + seen
+        if self.table_shape is not None and sample_ids is not None:
             # Padding is stored as zero: it is masked whenever the sample comes again.
-            kept = torch.where(torch.isfinite(norms), norms, UNSEEN)
-            self._pending.append((name, batch.sample_ids, kept.bfloat16()))
+            kept = torch.where(torch.isfinite(norms), norms, UNSEEN).bfloat16().cpu()
+            table = self._grown_table()
+            table[torch.tensor(places)[:, None], sample_ids, :t] = kept
 
-    def flush(self) -> None:
-        """Write pending norms into the host table; on a GPU this waits for the last backward."""
-        for name, sample_ids, norms in self._pending:
-            if name not in self._tables and self.table_shape is not None:
-                self._tables[name] = torch.full(self.table_shape, UNSEEN, dtype=torch.bfloat16)
-            self._tables[name][sample_ids, : norms.shape[1]] = norms.cpu()
-        self._pending.clear()
+    def _index(self, places: tuple[int, ...], device: torch.device) -> Tensor:
+        if (places, device) not in self._indices:  # a copy to the device waits for it
+            self._indices[places, device] = torch.tensor(places, device=device)
+        return self._indices[places, device]
+
+    def _fit(self, inputs: int, t: int, device: torch.device) -> None:
+        inputs, t = max(inputs, len(self._sums)), max(t, self._sums.shape[1])
+        missing = 0, t - self._sums.shape[1], 0, inputs - len(self._sums)
+        self._sums = F.pad(self._sums.to(device), missing)
+        self._counts = F.pad(self._counts.to(device), missing)
+
+    def _grown_table(self) -> Tensor:
+        assert self.table_shape is not None
+        there = 0 if self._table is None else len(self._table)
+        if there < len(self._sums):
+            more = torch.full(
+                (len(self._sums) - there, *self.table_shape), UNSEEN, dtype=torch.bfloat16
+            )
+            self._table = more if self._table is None else torch.cat([self._table, more])
+        assert self._table is not None
+        return self._table
 
     @property
     def host_bytes(self) -> int:
         """Bytes of the per-sample table."""
-        return sum(table.nbytes for table in self._tables.values())
+        return 0 if self._table is None else self._table.nbytes
 
     def state_dict(self) -> dict[str, Any]:
-        self.flush()
         return {
-            "means": {
-                name: (m.sums.clone().cpu(), m.counts.clone().cpu())
-                for name, m in self._means.items()
-            },
-            "tables": {name: table.clone() for name, table in self._tables.items()},
+            "names": [*self._places],
+            "sums": self._sums.clone().cpu(),
+            "counts": self._counts.clone().cpu(),
+            "table": None if self._table is None else self._table.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, table in state["tables"].items():
-            if tuple(table.shape) != self.table_shape:
-                raise ValueError(
-                    f"the saved gradient norms of {name!r} have shape {tuple(table.shape)}, this "
-                    f"sampler's table {self.table_shape}; give the same num_samples and max_tokens"
-                )
-        self._pending.clear()
-        self._tables = {name: table.clone() for name, table in state["tables"].items()}
-        self._means = {}
-        for name, (sums, counts) in state["means"].items():
-            mean = self._means[name] = PositionalMean()
-            mean.sums, mean.counts = sums.clone(), counts.clone()
+        table = state["table"]
+        if table is not None and tuple(table.shape[1:]) != self.table_shape:
+            raise ValueError(
+                f"the saved gradient norms have shape {tuple(table.shape[1:])}, this sampler's "
+                f"table {self.table_shape}; give the same num_samples and max_tokens"
+            )
+        self._places = {name: place for place, name in enumerate(state["names"])}
+        self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
+        self._table = None if table is None else table.clone()

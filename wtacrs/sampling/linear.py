@@ -10,36 +10,43 @@ Only the last one needs X, so only k rows of X outlive the forward pass, and the
 to k rows as well: a step costs (2 + budget) / 3 of the plain layer's floating-point operations.
 The price is variance in dW; its mean is exact. The bias gradient is a plain sum, and exact.
 
+With centred rows (centre.py), X = F G + R: the kept rows are those of R, with G's below them, and
+dW is one product still, [scale_j * dY_[j]; F^T dY]^T [R_[j]; G].
+
 Source: arXiv 2305.15265, Algorithm 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from wtacrs.autograd import first_order
+from wtacrs.sampling.centre import features
+from wtacrs.sampling.draws import Kept, gather
 from wtacrs.sampling.weights import row_norms
 
 if TYPE_CHECKING:
-    from wtacrs.sampling.grad_norms import NormRecord
     from wtacrs.sampling.sampler import Sampler
 
 
 class SampledRows(NamedTuple):
-    """What is kept of X: ``rows`` (k, i) in the compute dtype, ``indices`` (k,), ``scales`` (k,).
+    """What is kept of X for the backward pass.
 
-    ``rows`` is None where whoever made X keeps it for the backward pass: then X is referenced.
-    ``record`` takes the row norms of dY in the backward pass, or is None.
+    Attributes:
+        rows: [R_[j]; G] (k + q, i) in the compute dtype, or X_[j] (k, i) without centring. None
+            where whoever made X keeps it for the backward pass: then X is referenced.
+        kept: which rows these are.
+        report: takes the row norms (n,) of dY in the backward pass.
     """
 
     rows: Tensor | None
-    indices: Tensor
-    scales: Tensor
-    record: NormRecord | None
+    kept: Kept
+    report: Callable[[Tensor], None]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -48,6 +55,24 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return x.dtype
+
+
+def weight_gradient(dy: Tensor, kept: Kept, rows: Tensor, norms: Tensor) -> Tensor:
+    """The estimate of dW (o, i) from dY (n, o), what ``gather`` gave, and ||dY_n|| (n,)."""
+    scales = kept.scales
+    if kept.classes is None:
+        # 0 * sum is 0, or NaN if any row of dY is non-finite, kept or not.
+        scales = scales + 0 * norms.sum()
+    if dy.dtype == torch.float16:  # where a scale alone may overflow: to each side its root
+        scales = scales.sqrt()
+        k = len(scales)
+        rows = torch.cat([rows[:k] * scales[:, None].to(rows.dtype), rows[k:]])
+    # In place: a second (k, o) buffer costs more than the multiplication.
+    drawn = dy.index_select(0, kept.indices).mul_(scales[:, None])  # (k, o)
+    if kept.classes is not None:
+        f = features(kept.classes, kept.coordinates, dy.dtype)  # (n, q)
+        drawn = torch.cat([drawn, f.T @ dy])  # (k + q, o)
+    return drawn.T @ rows
 
 
 class SampledLinearFunction(torch.autograd.Function):
@@ -59,20 +84,16 @@ class SampledLinearFunction(torch.autograd.Function):
         x: Tensor,  # (..., i)
         weight: Tensor,  # (o, i)
         bias: Tensor | None,  # (o,)
-        rows: Tensor | None,  # (k, i)
-        indices: Tensor,  # (k,)
-        scales: Tensor,  # (k,)
-        record: NormRecord | None,
+        sampled: SampledRows,
     ) -> Tensor:
-        ctx.record = record
+        ctx.report = sampled.report
         ctx.x_dtype, ctx.dtype = x.dtype, compute_dtype(x)
-        ctx.references = rows is None
+        ctx.references = sampled.rows is None
         # The weight is referenced, not copied: in backward it is cast again, so no low-precision
         # copy of it stays alive, as one does under autocast in the plain layer.
         ctx.save_for_backward(
-            x if rows is None else rows,
-            indices,
-            scales,
+            x if sampled.rows is None else sampled.rows,
+            *sampled.kept,
             weight if ctx.needs_input_grad[0] else None,
         )
         if torch.is_autocast_enabled(x.device.type):
@@ -84,27 +105,23 @@ class SampledLinearFunction(torch.autograd.Function):
             return F.linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        rows, indices, scales, weight = ctx.saved_tensors
+        rows, *kept, weight = ctx.saved_tensors
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
             dx = (dy @ weight.to(dy.dtype)).to(ctx.x_dtype)  # (..., i)
         dy = dy.reshape(-1, dy.shape[-1])  # (n, o)
         if ctx.needs_input_grad[1]:
             norms = row_norms(dy)  # (n,)
-            if ctx.record is not None:
-                ctx.record.report(norms)
-            # 0 * sum is 0, or NaN if any row of dY is non-finite, kept or not.
-            scales = scales + 0 * norms.sum()
-            # In place: a second (k, o) buffer costs more than the multiplication.
-            kept = dy.index_select(0, indices).mul_(scales[:, None])  # (k, o)
+            ctx.report(norms)
+            kept = Kept._make(kept)
             if ctx.references:
-                rows = rows.reshape(-1, rows.shape[-1]).index_select(0, indices).to(ctx.dtype)
-            dw = kept.T @ rows  # (o, i)
+                rows = gather(rows.reshape(-1, rows.shape[-1]), kept, ctx.dtype)
+            dw = weight_gradient(dy, kept, rows, norms)
         if ctx.needs_input_grad[2]:
             db = dy.sum(0)
-        return dx, dw, db, None, None, None, None
+        return dx, dw, db, None
 
 
 class SampledLinear(nn.Linear):
@@ -112,6 +129,9 @@ class SampledLinear(nn.Linear):
 
     Made by ``sample_linears_`` from an ``nn.Linear``. In eval mode, without grad, or with a frozen
     weight it computes what that layer does, bit for bit.
+
+    Raises:
+        RuntimeError: in the forward pass of a replica of ``nn.DataParallel``.
     """
 
     sampler: Sampler
@@ -120,10 +140,16 @@ class SampledLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled() and self.weight.requires_grad):
             return F.linear(input, self.weight, self.bias)
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "nn.DataParallel runs replicas of the sampled layers in threads that share one "
+                "sampler, which would mix their batches; use one process per device (torchrun, "
+                "DistributedDataParallel), or make one device visible (CUDA_VISIBLE_DEVICES=0)"
+            )
         sampled = self.sampler.sample_rows(self.name, input)
         if sampled is None:
             return F.linear(input, self.weight, self.bias)
-        return SampledLinearFunction.apply(input, self.weight, self.bias, *sampled)
+        return SampledLinearFunction.apply(input, self.weight, self.bias, sampled)
 
     def extra_repr(self) -> str:
         config = self.sampler.config

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wtacrs.randomness import fresh_generator
 from wtacrs.sampling.estimators import (
     check_budget,
     check_estimator,
     draw,
-    fresh_generator,
     normalise,
     rows_kept,
     select,
 )
-from wtacrs.sampling.weights import row_norms
+from wtacrs.sampling.weights import scaled_row_norms
 
 
 def estimate_matmul(
@@ -53,9 +53,11 @@ def estimate_matmul(
     else:
         if generator is None:
             generator = fresh_generator(a.device)
-        probabilities = normalise(row_norms(a) * row_norms(b))
+        product = scaled_row_norms(a).double() * scaled_row_norms(b).double()
+        probabilities = normalise(product).to(torch.promote_types(a.dtype, torch.float32))
         indices, scales = draw(estimator, probabilities, k, generator)
-    return (scales[:, None] * a[indices]).to(a.dtype).T @ b[indices]
+    share = scales.sqrt()[:, None]  # to each side its root: in float16 a scale alone may overflow
+    return (share * a[indices]).to(a.dtype).T @ (share * b[indices]).to(b.dtype)
 
 
 def _check_shapes(a: Tensor, b: Tensor, weights: Tensor | None) -> None:

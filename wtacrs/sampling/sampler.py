@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef
 
 from wtacrs.config import SamplingConfig
-from wtacrs.sampling.estimators import Selection, draw, fresh_generator, rows_kept
-from wtacrs.sampling.grad_norms import Batch, GradNorms, NormRecord
+from wtacrs.randomness import Randomness
+from wtacrs.sampling.batch import Facts, ForwardPass, Mask, Passes, Reported
+from wtacrs.sampling.centre import Centring
+from wtacrs.sampling.draws import Draw, blank, blank_rows, choose, gather
+from wtacrs.sampling.estimators import Selection, draw, rows_kept
+from wtacrs.sampling.grad_norms import GradNorms
+from wtacrs.sampling.history import History
+from wtacrs.sampling.known import known_rows
 from wtacrs.sampling.linear import SampledRows, compute_dtype
-from wtacrs.sampling.weights import row_probabilities
-
-Mask = Tensor | Mapping[str, Tensor]
-
-
-@dataclass
-class _SharedInput:
-    """The selection for one input, which every layer that reads this input uses.
-
-    The rows are held weakly: their owner is the autograd graph, and hooks that move saved tensors
-    elsewhere (checkpointing, offloading) must be able to free them.
-    """
-
-    version: int  # of the input: an in-place change makes it another input
-    selection: Selection
-    record: NormRecord | None
-    readers: set[str] = field(default_factory=set)
-    rows: TensorWeakRef | None = None
+from wtacrs.sampling.weights import even_floor, probabilities_of, row_norms
 
 
 class Sampler:
@@ -43,7 +33,9 @@ class Sampler:
         names: qualified names of the sampled layers.
         skipped: qualified name -> reason, for every other linear layer of the model.
         grad_norms: the estimates of ||dY_n||; ``grad_norms.host_bytes`` is what they take.
-        rows_seen, rows_kept: rows that entered sampled layers while training, and rows saved.
+        centring: the split of the inputs, and its directions.
+        rows_seen, rows_kept: rows that entered sampled layers while training, and rows saved, in
+            bytes' worth: what centring keeps counts as rows.
     """
 
     def __init__(
@@ -60,17 +52,36 @@ class Sampler:
         self.grad_norms = GradNorms(
             config.grad_norms, num_samples, max_tokens, config.norm_table_limit_gib
         )
+        self.centring = Centring(
+            config.centring, config.rank, Randomness(config.seed, "directions")
+        )
         self.rows_seen = self.rows_kept = 0
-        self._generators: dict[torch.device, torch.Generator] = {}
-        self._sample_ids: Tensor | None = None
-        self._mask: Mask | None = None
-        self._overlaps = self._backward_ran = False
-        self._inputs = WeakTensorKeyDictionary()  # input tensor -> _SharedInput
+        self._randomness = Randomness(config.seed, "rows")
+        self._history = History(self.grad_norms)
+        self._passes = Passes()
+        self._told, self._draws = False, True
+        self._handles: list[Any] = []
+        self._reads_two_sequences = False
+
+    def follow(self, model: nn.Module) -> None:
+        """Notice, by hooks, when ``model`` is called and returns."""
+        config = getattr(model, "config", None)
+        self._reads_two_sequences = bool(getattr(config, "is_encoder_decoder", False))
+        self._handles = [
+            model.register_forward_pre_hook(self._called),
+            model.register_forward_hook(self._returned, always_call=True),
+        ]
+
+    def unfollow(self) -> None:
+        """Remove the hooks of ``follow``."""
+        while self._handles:
+            self._handles.pop().remove()
 
     def start_batch(self, sample_ids: Tensor | None = None, mask: Mask | None = None) -> None:
         """Tell the facts of the next batch, before its forward pass. Both are optional.
 
-        They hold until that batch's backward pass has run. Inputs are taken as batch first.
+        They belong to that one forward pass and to its backward pass, recomputations in it
+        included. Inputs are taken as batch first.
 
         Args:
             sample_ids: (b,) int64, the positions of the samples in the training set. With them
@@ -83,30 +94,55 @@ class Sampler:
                 counts, and layers without one have no mask.
 
         Raises:
-            ValueError: sample ids out of range, a sequence longer than the table, wrong shapes.
+            ValueError: sample ids out of range, a sequence longer than the table, wrong shapes,
+                one mask for an encoder and a decoder, or a mask given for an earlier batch that
+                hid rows which had a gradient.
         """
-        self.grad_norms.flush()
-        self._inputs.clear()
-        masks = [] if mask is None else [mask] if isinstance(mask, Tensor) else [*mask.values()]
-        for one in masks:
-            if one.dim() != 2:
-                raise ValueError(f"mask has shape {tuple(one.shape)}; give (batch, tokens)")
-        if sample_ids is not None:
-            if sample_ids.dim() != 1 or any(one.shape[0] != sample_ids.numel() for one in masks):
-                raise ValueError(
-                    f"sample_ids have shape {tuple(sample_ids.shape)} and the masks "
-                    f"{[tuple(one.shape) for one in masks]}; give (batch,) and (batch, tokens)"
-                )
-            if sample_ids.is_floating_point():
-                raise ValueError(f"sample_ids are {sample_ids.dtype}; give integers")
-            sample_ids = sample_ids.to("cpu", torch.int64)
-            self.grad_norms.check_ids(sample_ids)
-            for one in masks:
+        self.settle()
+        self._history.raise_for_leaks(wait=False)
+        facts = Facts(sample_ids, mask)
+        if isinstance(mask, Tensor) and self._reads_two_sequences:
+            raise ValueError(
+                "this model has an encoder and a decoder, whose rows one mask cannot tell: give a "
+                'mapping from layer patterns to masks, say {"*encoder.*": attention_mask, '
+                '"*.EncDecAttention.[kv]": attention_mask, "*": labels != -100} for a T5 (keys and '
+                "values of the cross-attention read the encoder's rows), or no mask"
+            )
+        if facts.sample_ids is not None:
+            self.grad_norms.check_ids(facts.sample_ids)
+            for one in facts.masks():
                 self.grad_norms.check_length(one.shape[1])
-        had_facts = self._mask is not None or self._sample_ids is not None
-        self._overlaps = had_facts and not self._backward_ran
-        self._backward_ran = False
-        self._sample_ids, self._mask = sample_ids, mask
+        self._begin(facts)
+        self._told = True
+
+    def _begin(self, facts: Facts) -> ForwardPass:
+        self.settle()
+        return self._passes.begin(facts)
+
+    def _called(self, model: nn.Module, args: Any) -> None:
+        if not _is_training_pass(model):
+            return
+        if not self._told:
+            self._begin(Facts())
+        if self.rows_seen == 0:
+            self._warn_if_nothing_trains(model)
+
+    def _returned(self, model: nn.Module, args: Any, output: Any) -> None:
+        if _is_training_pass(model):
+            self._told = False
+            for one in self._passes.all()[-1:]:
+                one.ended = True
+                one.known.clear()
+
+    def _warn_if_nothing_trains(self, model: nn.Module) -> None:
+        mine = [m for m in model.modules() if getattr(m, "sampler", None) is self]
+        if not any(m.weight.requires_grad for m in mine):
+            warnings.warn(
+                f"none of the {len(self.names)} sampled layers is trainable any more, so nothing "
+                "is sampled. Were adapters added after sampling (get_peft_model)? Then call "
+                "restore_linears_(model) and sample_linears_(model) again, after them",
+                stacklevel=2,
+            )
 
     @torch.no_grad()
     def sample_rows(self, name: str, x: Tensor) -> SampledRows | None:
@@ -117,107 +153,113 @@ class Sampler:
         flat = x.reshape(-1, x.shape[-1])  # (n, i)
         k = rows_kept(flat.shape[0], self.config.budget)
         exact = self.config.estimator == "full" or k >= flat.shape[0]
-        self.rows_seen += flat.shape[0]
-        self.rows_kept += flat.shape[0] if exact else k
+        if self._draws:
+            self.rows_seen += flat.shape[0]
+            self.rows_kept += flat.shape[0] if exact else k
         if exact:
             return None
-        shared = self._inputs.get(x)
-        # A layer that reads an input for the second time is in another forward pass: draw anew.
-        if shared is None or shared.version != x._version or name in shared.readers:
-            shared = self._select(name, x, flat, k)
-            self._inputs[x] = shared
-        shared.readers.add(name)
-        if shared.record is not None:
-            shared.record.layers = len(shared.readers)
-        indices, scales = shared.selection
-        if getattr(x.grad_fn, "keeps_output", False):
-            return SampledRows(None, indices, scales, shared.record)
+        of = self._passes.current() or self._begin(Facts())
+        # Autocast off: with it, centred rows would be subtracted from in low precision.
         dtype = compute_dtype(x)
-        rows = None if shared.rows is None else shared.rows()
-        if rows is None or rows.dtype != dtype:
-            rows = flat.index_select(0, indices).to(dtype)  # (k, i)
-            shared.rows = TensorWeakRef(rows)
-        return SampledRows(rows, indices, scales, shared.record)
+        with torch.autocast(x.device.type, enabled=False):
+            shared, rest = of.inputs.get(x), None
+            if shared is None or not shared.serves(x, dtype, name):
+                shared, rest = self._draw(name, x, flat, k, dtype, of)
+                of.inputs[x] = shared
+            shared.readers.add(name)
+            report = partial(shared.reported.take, name)
+            if getattr(x.grad_fn, "keeps_output", False):
+                return SampledRows(None, shared.kept, report)
+            rows = None if shared.rows is None else shared.rows()
+            if rows is None:
+                rows = (
+                    gather(flat, shared.kept, dtype, rest)
+                    if self._draws
+                    else blank_rows(flat, shared.kept, dtype)
+                )
+                shared.rows = TensorWeakRef(rows)
+        return SampledRows(rows, shared.kept._replace(basis=None), report)
 
-    def _select(self, name: str, x: Tensor, flat: Tensor, k: int) -> _SharedInput:
-        batch = self.batch_of(name, x)
-        norms = record = mask = None
-        if batch is not None:
-            if batch.sample_ids is not None:
-                self.grad_norms.check_length(batch.t)
-            norms = self.grad_norms.estimate(name, batch, x.device)
-            mask = None if batch.mask is None else batch.mask.reshape(-1)
-            self.grad_norms.expect(name)
-            record = NormRecord(lambda dy: self._observe(name, batch, dy))
-        probabilities = row_probabilities(flat, norms, mask, self.config.floor)
-        selection = draw(self.config.estimator, probabilities, k, self._generator(x.device))
-        return _SharedInput(x._version, selection, record)
+    def _draw(
+        self, name: str, x: Tensor, flat: Tensor, k: int, dtype: torch.dtype, of: ForwardPass
+    ) -> tuple[Draw, Tensor]:
+        rows = of.facts.rows_of(name, x.shape)
+        if rows.sample_ids is not None:
+            self.grad_norms.check_length(rows.t)
+        self.grad_norms.expect(name)
+        floor, centred = self.config.floor, self.centring.kind != "none"
+        known = known_rows(of, rows, x.device, self.grad_norms, floor, centred)
+        (n, i), c = flat.shape, known.classes.shape[1]
+        q = self.centring.size(n, i, c, k)
+        k -= self.centring.cost(n, i, q)
+        if self._draws:
+            place, split = self.grad_norms.place(name), None
+            norms, squares = known.norms(place), known.squared_norms(place)
+            if q > 0:
+                split = self.centring.split(name, flat, known.classes, squares, dtype)
+            generator, estimator = self._randomness.generator(x.device), self.config.estimator
+            kept, rest = choose(estimator, flat, split, norms, known.even, floor, k, generator)
+        else:
+            classes = known.classes if q else None
+            kept, rest = blank(flat, k, classes, self.centring.rank, dtype), flat
+        return Draw(x._version, dtype, kept, Reported(name, rows, of)), rest
 
     @torch.no_grad()
     def select_rows(self, rows: Tensor) -> Selection | None:
         """A draw of the budget's share of ``rows`` (n, f) by their norms, or None for all."""
-        k = rows_kept(rows.shape[0], self.config.budget)
-        if self.config.estimator == "full" or k >= rows.shape[0]:
+        n = rows.shape[0]
+        k = rows_kept(n, self.config.budget)
+        if self.config.estimator == "full" or k >= n:
             return None
-        probabilities = row_probabilities(rows, None, None, self.config.floor)
-        return draw(self.config.estimator, probabilities, k, self._generator(rows.device))
+        norms = row_norms(rows)
+        if not self._draws:
+            return Selection(torch.zeros(k, dtype=torch.int64, device=rows.device), norms[:k])
+        even = even_floor(torch.ones_like(norms), self.config.floor)
+        probabilities = probabilities_of(norms, even, self.config.floor)
+        generator = self._randomness.generator(rows.device)
+        return draw(self.config.estimator, probabilities, k, generator)
 
-    def batch_of(self, name: str, x: Tensor) -> Batch | None:
-        """The batch facts that fit ``x``, or None when nothing is known of its rows."""
-        mask, ids = (self._mask_of(name), self._sample_ids) if self._facts_hold() else (None, None)
-        if x.dim() >= 3:
-            b, t = x.shape[:-2].numel(), x.shape[-2]
-        elif mask is not None and isinstance(self._mask, Mapping) and mask.numel() == x.shape[0]:
-            b, t = mask.shape  # flattened (b * t, i): only where a mask is named for this layer
-        elif ids is not None and x.dim() == 2 and ids.numel() == x.shape[0]:
-            b, t = x.shape[0], 1  # a sample is a row
-        else:
-            return None
-        mask = mask if mask is not None and mask.shape == (b, t) else None
-        return Batch(b, t, ids if ids is not None and ids.numel() == b else None, mask)
+    @contextmanager
+    def without_draws(self) -> Iterator[None]:
+        """Let layers keep nothing but the shape of what they would: for a forward pass whose saved
+        tensors are thrown away, since it is recomputed. A draw is made once, in the second."""
+        before, self._draws = self._draws, False
+        try:
+            yield
+        finally:
+            self._draws = before
 
-    def _facts_hold(self) -> bool:
-        """Whether the current forward pass is of the batch that ``start_batch`` told of.
-
-        A wrong mask would bias dW, no mask only costs variance. So in doubt there is none: in a
-        new forward pass after the batch's backward pass, and in one that recomputes an earlier
-        batch (activation checkpointing) while two are under way.
-        """
-        recomputes = torch._C._current_graph_task_id() != -1
-        return not (self._overlaps if recomputes else self._backward_ran)
-
-    def _observe(self, name: str, batch: Batch, norms: Tensor) -> None:
-        self._backward_ran = True
-        self.grad_norms.observe(name, batch, norms)
-
-    def _mask_of(self, name: str) -> Tensor | None:
-        if self._mask is None or isinstance(self._mask, Tensor):
-            return self._mask
-        return next((m for glob, m in self._mask.items() if fnmatchcase(name, glob)), None)
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        if device not in self._generators:
-            self._generators[device] = fresh_generator(device, self.config.seed)
-        return self._generators[device]
+    def settle(self) -> None:
+        """Take the norms of the last backward pass into the history now, not at the next batch."""
+        self._history.settle(self._passes.all())
 
     def state_dict(self) -> dict[str, Any]:
-        """Generator states and gradient norms: with them a resumed run is the same run."""
-        generators = {str(device): g.get_state() for device, g in self._generators.items()}
-        return {"generators": generators, "grad_norms": self.grad_norms.state_dict()}
+        """Generator states, gradient norms, directions: with them a resumed run is the same run.
+
+        Raises:
+            ValueError: as ``start_batch`` does, for a mask that hid rows with a gradient.
+        """
+        self.settle()
+        self._history.raise_for_leaks(wait=True)
+        return {
+            "generators": self._randomness.state_dict(),
+            "grad_norms": self.grad_norms.state_dict(),
+            "directions": self.centring.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
-        self._generators.clear()
-        for device, generator_state in state["generators"].items():
-            self._generator(torch.device(device)).set_state(generator_state.cpu())
+        self._randomness.load_state_dict(state["generators"])
         self.grad_norms.load_state_dict(state["grad_norms"])
-        self._inputs.clear()
+        self.centring.load_state_dict(state["directions"])
+        self._passes = Passes()
 
     def __getstate__(self) -> dict[str, Any]:
-        # For deepcopy and pickle: the facts of the current batch are not part of the sampler.
-        self.grad_norms.flush()
-        return {**self.__dict__, "_inputs": None, "_sample_ids": None, "_mask": None}
+        # For deepcopy and pickle: what is under way is not part of the sampler.
+        self.settle()
+        return {**self.__dict__, "_passes": Passes(), "_told": False}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._inputs = WeakTensorKeyDictionary()
+
+def _is_training_pass(model: nn.Module) -> bool:
+    recomputes = torch._C._current_graph_task_id() != -1
+    return model.training and torch.is_grad_enabled() and not recomputes

@@ -5,9 +5,11 @@ e = sum_n (c_n - 1) G_n, so every error is a quadratic form in the Gram matrix o
 
     K_nm = <G_n, G_m> = <A_n, A_m> <B_n, B_m>,      ||e||_F^2 = (c - 1)^T K (c - 1),
 
-which is formed once (``outer_gram``) and serves every estimator, budget and weighting.
+which is formed once (``outer_gram``) and serves every estimator, budget and weighting. Of centred
+rows (``centre.py``) only the rest is drawn: give its Gram matrix, its weights and its k.
 
-Source: arXiv 2305.15265, Eq. 3 (CRS), Eq. 7 and Theorem 2 (WTA-CRS); Horvitz-Thompson 1952 (pps).
+Source: arXiv 2305.15265, Eq. 3 (CRS), Eq. 7 and Theorem 2 (WTA-CRS); Horvitz, Thompson 1952 and
+Hajek 1964 (pps).
 """
 
 from __future__ import annotations
@@ -25,19 +27,19 @@ def outer_gram(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _tail_mass(weights: Tensor, k: int) -> Tensor:
-    """(k,) mass outside the c = 0..k-1 most probable rows."""
-    return normalise(weights.double()).sort().values.cumsum(0)[-k:].flip(0)
+    """(k,) mass outside the c = k-1..0 most probable rows."""
+    return normalise(weights.double()).sort().values.cumsum(0)[-k:]
 
 
-def optimal_winners(weights: Tensor, k: int) -> int:
-    """c*, the number of winners that minimises (1 - P_c) / (k - c). Paper, Theorem 2."""
-    return int(count_winners(_tail_mass(weights, k), k)[0])
+def optimal_winners(weights: Tensor, k: int, power: int = 1) -> int:
+    """c*, the number of winners that minimises (1 - P_c)^power / (k - c). Paper, Theorem 2."""
+    return k - int(count_winners(_tail_mass(weights, k), power)[0])
 
 
 def theorem2_holds(weights: Tensor, k: int) -> bool:
     """Whether P_c > c / k for c = c* > 0: then WTA-CRS varies less than CRS. Paper, Theorem 2."""
     c = optimal_winners(weights, k)
-    return c > 0 and bool(1 - _tail_mass(weights, k)[c] > c / k)
+    return c > 0 and bool(1 - _tail_mass(weights, k)[k - 1 - c] > c / k)
 
 
 def winner_mass(weights: Tensor) -> Tensor:
@@ -45,18 +47,15 @@ def winner_mass(weights: Tensor) -> Tensor:
     return normalise(weights.double()).sort(descending=True).values.cumsum(0)
 
 
-def expected_squared_error(
-    estimator: str, gram: Tensor, weights: Tensor, k: int, *, starts: int | None = None
-) -> float:
+def expected_squared_error(estimator: str, gram: Tensor, weights: Tensor, k: int) -> float:
     """E||G_hat - G||_F^2 (for the biased ``deterministic``, its squared bias).
 
     Args:
-        estimator: full, uniform, crs, deterministic, wtacrs or pps.
+        estimator: full, uniform, crs, deterministic, wtacrs, wtacrs_exact or pps. That of pps is
+            Hajek's approximation, close from about ten drawn rows on.
         gram: (n, n), from ``outer_gram``.
         weights: (n,) finite and >= 0.
         k: rows kept of n.
-        starts: for pps, evaluate so many evenly spaced starts instead of all of the at most n + 1
-            different draws; None is exact.
 
     Raises:
         ValueError: an estimator without a closed form here.
@@ -72,25 +71,16 @@ def expected_squared_error(
     if estimator == "deterministic":
         left_out = torch.zeros_like(p).index_fill_(0, largest[k:], 1.0)
         return float(left_out @ gram @ left_out)
-    if estimator == "wtacrs":
-        c = optimal_winners(p, k)
+    if estimator in ("wtacrs", "wtacrs_exact"):
+        c = optimal_winners(p, k, power=1 if estimator == "wtacrs" else 2)
         # The tail is CRS by itself, over k - c slots, with the probabilities p_n / (1 - P_c).
         return _with_replacement(gram, normalise(p.index_fill(0, largest[:c], 0.0)), k - c)
     if estimator == "pps":
-        return _systematic(gram, p, k, starts)
+        return _without_replacement(gram, inclusion_probabilities(p, k))
     raise ValueError(
         f"estimator={estimator!r} has no closed form here; choose full, uniform, crs, "
-        "deterministic, wtacrs or pps"
+        "deterministic, wtacrs, wtacrs_exact or pps"
     )
-
-
-def pps_bound(gram: Tensor, weights: Tensor, k: int) -> float:
-    """A conservative value for pps, cheap for any n: its tail drawn with replacement.
-
-    That is WTA-CRS's error, for both have the same winners and the same tail. Drawing without
-    replacement is better on average over orders of the rows, not for each single one.
-    """
-    return expected_squared_error("wtacrs", gram, weights, k)
 
 
 def _with_replacement(gram: Tensor, p: Tensor, k: int) -> float:
@@ -100,18 +90,12 @@ def _with_replacement(gram: Tensor, p: Tensor, k: int) -> float:
     return float((ratios.sum() - drawn @ gram @ drawn) / k)
 
 
-def _systematic(gram: Tensor, p: Tensor, k: int, starts: int | None) -> float:
-    """Mean over the uniform start; the draw is constant between breakpoints of the start."""
-    inclusion = inclusion_probabilities(p, k)
-    cumulative = inclusion.cumsum(0)
-    cumulative = cumulative * (k / cumulative[-1])
-    if starts is None:
-        ends = torch.cat([cumulative % 1.0, cumulative.new_tensor([0.0, 1.0])]).unique()
-    else:
-        ends = torch.linspace(0, 1, starts + 1, dtype=cumulative.dtype)
-    middles, lengths = (ends[1:] + ends[:-1]) / 2, ends.diff()  # (u,)
-    points = middles[:, None] + torch.arange(k, dtype=cumulative.dtype)  # (u, k)
-    indices = torch.searchsorted(cumulative, points, right=True).clamp(max=len(p) - 1)
-    misses = torch.full((len(middles), len(p)), -1.0, dtype=gram.dtype)  # (u, n), c - 1
-    misses.scatter_add_(1, indices, (1.0 / inclusion)[indices])
-    return float((lengths * ((misses @ gram) * misses).sum(1)).sum())
+def _without_replacement(gram: Tensor, inclusion: Tensor) -> float:
+    """sum_n v_n ||G_n / pi_n - B||^2, with v_n = pi_n (1 - pi_n) m / (m - 1) over the m rows that
+    may or may not be kept, and B the mean of G_n / pi_n by v. Exact where all pi_n are equal."""
+    tail = (inclusion > 0) & (inclusion < 1)
+    m = tail.sum().clamp(min=2)
+    v = torch.where(tail, inclusion * (1 - inclusion) * m / (m - 1), 0.0)
+    share = torch.where(tail, v / inclusion, 0.0)
+    squares = torch.where(tail, share / inclusion * gram.diagonal(), 0.0).sum()
+    return float(squares - share @ gram @ share / v.sum().clamp(min=1e-300))

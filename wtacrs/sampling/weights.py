@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wtacrs.sampling.estimators import normalise
+# Of the floor at least: with every weight zero the rows still count alike, and nothing is 0/0.
+LEAST_FLOOR = 1e-30
 
 
 def row_norms(rows: Tensor) -> Tensor:
@@ -19,30 +20,31 @@ def row_norms(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1, dtype=dtype)
 
 
-def row_probabilities(
-    rows: Tensor, gradient_norms: Tensor | None, mask: Tensor | None, floor: float
-) -> Tensor:
-    """Sampling probabilities (n,) of the rows of an activation.
+def scaled_row_norms(rows: Tensor) -> Tensor:
+    """``row_norms`` over the largest |entry|, (n,): squares of tiny or huge rows stay in range."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    largest = rows.abs().amax().to(dtype)
+    return row_norms(rows / torch.where(largest == 0, 1.0, largest))
+
+
+def even_floor(valid: Tensor, floor: float) -> Tensor:
+    """The share of the probability that is spread evenly over the rows that count.
 
     Args:
-        rows: X, (n, i).
-        gradient_norms: (n,) estimate of ||dY_n||, or None for a flat one.
-        mask: (n,) True or 1 for rows that count, None for all. Masked rows get exactly 0.
-        floor: share spread evenly over the rows that count, see ``SamplingConfig.floor``.
-
-    Returns:
-        (n,), summing to 1; even over the valid rows when every weight is zero, so that a dead
-        batch does not stop training; all zero when every row is masked. A NaN or inf anywhere in
-        ``rows`` gives NaN: it must reach dW.
+        valid: (n,) floating, 1 for rows that count, 0 for the others.
+        floor: see ``SamplingConfig.floor``.
     """
-    weights = row_norms(rows)
-    if gradient_norms is not None:
-        weights = weights * gradient_norms.to(weights.dtype)
-    if mask is None:
-        valid = torch.ones_like(weights)
-    else:
-        valid = mask.to(weights.dtype)
-        weights = weights * valid  # a product, not `where`: NaN in a masked row must survive
-    even = valid / valid.sum().clamp(min=1)
-    mixed = (1 - floor) * normalise(weights) + floor * even
-    return torch.where(weights.sum() == 0, even, mixed)
+    if valid.stride() == (0,):  # one number for all rows
+        return (valid[:1] * (max(floor, LEAST_FLOOR) / len(valid))).expand(len(valid))
+    return valid * (max(floor, LEAST_FLOOR) / valid.sum().clamp(min=1))
+
+
+def probabilities_of(weights: Tensor, even: Tensor, floor: float) -> Tensor:
+    """Sampling probabilities (n,): (1 - floor) w_n / sum(w) + even_n, ``even`` of ``even_floor``.
+
+    They sum to 1, or to the floor where every weight is zero, which the estimators take as well;
+    to 0 where no row counts. Rows that do not count must have weight 0, or NaN: a NaN or inf in any
+    weight makes every probability NaN, for it must reach dW.
+    """
+    total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    return torch.addcdiv(even, weights, total, value=1 - floor)

@@ -9,7 +9,8 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from wtacrs.memory import SavedBytes, StorageTracker
-from wtacrs.sampling.linear import SampledLinearFunction
+from wtacrs.sampling.draws import Kept
+from wtacrs.sampling.linear import SampledLinearFunction, SampledRows
 
 SHAPES = [(4,), (6, 4), (2, 3, 4), (2, 1, 3, 4)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -43,7 +44,9 @@ def test_gradcheck_with_every_row_kept(shape, bias):
     def function(x, weight, bias=None):
         rows = x.detach().reshape(-1, 4)[order]
         ones = torch.ones(len(order), dtype=torch.float64)
-        return SampledLinearFunction.apply(x, weight, bias, rows, order, ones, None)
+        kept = Kept(order, ones, None, None, None)
+        sampled = SampledRows(rows, kept, lambda norms: None)
+        return SampledLinearFunction.apply(x, weight, bias, sampled)
 
     assert gradcheck(function, (x, *parameters))
 
@@ -196,15 +199,16 @@ def test_the_weight_is_saved_only_for_dx(requires_grad, make_layer):
 
 def test_nothing_outlives_the_forward_pass_unseen(estimator, make_layer):
     """What is alive then is the output and what SavedBytes counts; the input is gone."""
-    layer, sampler = make_layer(nn.Linear(I, O), estimator=estimator, budget=K / N)
+    layer, sampler = make_layer(nn.Linear(I, O), estimator=estimator, budget=K / N, center="none")
     parameters = sum(p.nbytes for p in layer.parameters())
+    known = 2 * 4  # two numbers say that the rows are alike; they end with the forward pass
     with StorageTracker(layer.parameters()) as tracker:
         x = torch.ones(2, N // 2, I)
         gone = weakref.ref(x)
         y = layer(x)
         del x
     assert gone() is None
-    assert tracker.current_bytes == parameters + N * O * 4 + K * I * 4 + INDICES_AND_SCALES
+    assert tracker.current_bytes == parameters + N * O * 4 + K * I * 4 + INDICES_AND_SCALES + known
     del y
-    assert tracker.current_bytes == parameters
+    assert tracker.current_bytes == parameters + known
     assert sampler.rows_kept == K

@@ -65,13 +65,14 @@ def test_checkpointing_records_each_norm_once(use_reentrant, make_encoder, exact
         norms = {}
         observe = sampler.grad_norms.observe
 
-        def take(name, batch, values, norms=norms, observe=observe):
-            assert name not in norms, f"{name} was recorded twice"
-            norms[name] = values
-            observe(name, batch, values)
+        def take(names, values, *facts, norms=norms, observe=observe):
+            assert norms.keys().isdisjoint(names), f"one of {names} was recorded twice"
+            norms.update(zip(names, values, strict=True))
+            observe(names, values, *facts)
 
         monkeypatch.setattr(sampler.grad_norms, "observe", take)
         exact_step(model, sampler, call)
+        sampler.settle()
         recorded.append(norms)
         restore_linears_(model.layers)
     assert sorted(recorded[0]) == ["0.o", "0.q", "1.o", "1.q"]

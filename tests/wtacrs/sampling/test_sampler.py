@@ -15,8 +15,8 @@ B, T = 4, 10
 
 def kept(sampler, name, x):
     """Indices that layer ``name`` keeps of ``x`` with a positive scale."""
-    _, indices, scales, _ = sampler.sample_rows(name, x)
-    return indices[scales > 0].tolist()
+    kept = sampler.sample_rows(name, x).kept
+    return kept.indices[kept.scales > 0].tolist()
 
 
 def train(model, sampler, steps, start=0):
@@ -89,10 +89,12 @@ def test_layers_of_one_input_share_the_draw(make_encoder):
     x = torch.randn(B, T, 4)
     q, k = (sampler.sample_rows(f"layers.0.{name}", x) for name in "qk")
     assert q.rows.data_ptr() == k.rows.data_ptr()
-    assert q.indices is k.indices
+    assert q.kept.indices is k.kept.indices
     again = sampler.sample_rows("layers.0.q", x)  # the next forward pass
-    assert not torch.equal(again.indices, q.indices)
-    assert not torch.equal(sampler.sample_rows("layers.0.k", x.clone()).indices, q.indices)
+    assert not torch.equal(again.kept.indices, q.kept.indices)
+    assert not torch.equal(
+        sampler.sample_rows("layers.0.k", x.clone()).kept.indices, q.kept.indices
+    )
 
 
 @pytest.mark.parametrize("shape", [(B, T, 4), (B * T, 4)], ids=["(b, t, i)", "(n, i)"])

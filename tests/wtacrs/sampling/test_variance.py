@@ -8,7 +8,6 @@ from wtacrs.sampling.variance import (
     expected_squared_error,
     optimal_winners,
     outer_gram,
-    pps_bound,
     theorem2_holds,
     winner_mass,
 )
@@ -32,9 +31,10 @@ def problem(shape: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("k", [1, 4, 10])
-@pytest.mark.parametrize("estimator", ["uniform", "crs", "wtacrs", "pps"])
+@pytest.mark.parametrize("estimator", ["uniform", "crs", "wtacrs", "wtacrs_exact", "pps"])
 def test_closed_form_is_the_mean_squared_error(estimator, shape, k):
-    """|z| < 4.5 in each of 36 cases: a false alarm in fewer than 1 of 4,000 runs of the file."""
+    """|z| < 4.5 in each of 45 cases: a false alarm in fewer than 1 of 3,000 runs of the file. The
+    form of pps is an approximation, and may be off by 10 % beside."""
     a, b, weights = problem(shape)
     gram, p = outer_gram(a, b), normalise(weights)
     generator = torch.Generator().manual_seed(2)
@@ -44,8 +44,8 @@ def test_closed_form_is_the_mean_squared_error(estimator, shape, k):
         row.index_add_(0, indices, scales.double())
     errors = ((misses @ gram) * misses).sum(1)
     expected = expected_squared_error(estimator, gram, weights, k)
-    z = (errors.mean() - expected) / (errors.std() / len(errors) ** 0.5)
-    assert abs(z) < 4.5
+    off = 0.1 * expected if estimator == "pps" else 0.0
+    assert abs(errors.mean() - expected) < 4.5 * errors.std() / len(errors) ** 0.5 + off
 
 
 def test_deterministic_is_its_squared_bias():
@@ -68,6 +68,8 @@ def test_optimal_winners_by_search():
     for k in (2, 5, 12):
         quotients = [(1 - (mass[c - 1] if c else 0)) / (k - c) for c in range(k)]
         assert optimal_winners(weights, k) == min(range(k), key=quotients.__getitem__)
+        squares = [(k - c) * quotient**2 for c, quotient in enumerate(quotients)]
+        assert optimal_winners(weights, k, power=2) == min(range(k), key=squares.__getitem__)
 
 
 @pytest.mark.parametrize(("shape", "holds"), [("heavy", True), ("flat", False)])
@@ -81,26 +83,24 @@ def test_theorem2_predicts_who_varies_less(shape, holds):
     assert wtacrs < 0.5 * crs if holds else wtacrs == pytest.approx(crs)
 
 
-def test_pps_bound_holds_on_average_over_orders():
-    a, b, weights = problem("heavy")
-    generator = torch.Generator().manual_seed(3)
-    exact, bound = [], []
-    for _ in range(50):
-        order = torch.randperm(N, generator=generator)
-        gram = outer_gram(a[order], b[order])
-        exact.append(expected_squared_error("pps", gram, weights[order], 8))
-        bound.append(pps_bound(gram, weights[order], 8))
-    assert sum(exact) < sum(bound)
-
-
-def test_a_few_starts_stand_for_all():
+def test_pps_draws_within_the_error_of_wtacrs():
+    """The same winners and the same tail, drawn without replacement."""
     a, b, weights = problem("heavy")
     gram = outer_gram(a, b)
-    exact = expected_squared_error("pps", gram, weights, 8)
-    few = expected_squared_error("pps", gram, weights, 8, starts=500)
-    assert few == pytest.approx(exact, rel=0.05)
+    pps, wtacrs = (expected_squared_error(e, gram, weights, 8) for e in ("pps", "wtacrs"))
+    assert pps < wtacrs
+
+
+def test_pps_of_equal_rows_is_simple_random_sampling():
+    """Of k of n rows without replacement: n^2 (1 - k/n) S^2 / k, S^2 the variance with n - 1."""
+    a, b, _ = problem("flat")
+    outer = torch.einsum("ni,no->nio", a, b).flatten(1).double()
+    spread = (outer - outer.mean(0)).square().sum() / (N - 1)
+    expected = N**2 * (1 - 10 / N) * spread / 10
+    found = expected_squared_error("pps", outer_gram(a, b), torch.ones(N), 10)
+    assert found == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_unknown_estimator_lists_the_known():
-    with pytest.raises(ValueError, match=r"'mine'.*deterministic, wtacrs or pps"):
+    with pytest.raises(ValueError, match=r"'mine'.*deterministic, wtacrs, wtacrs_exact or pps"):
         expected_squared_error("mine", torch.eye(4), torch.ones(4), 2)

@@ -1,0 +1,112 @@
+"""From the backward pass back to the estimates: norms of dY into the history, masks put to proof.
+
+Nothing is read or written while a backward pass runs. Its layers leave ||dY_n|| behind, and the
+next forward pass settles them, all inputs of one shape at once.
+
+A masked row that has a gradient is a wrong mask: such rows are never kept, and dW is biased. Which
+mask is wrong cannot be told from shapes, but ||dY_n|| tells it in the backward pass for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from wtacrs.sampling.batch import ForwardPass, Reported
+from wtacrs.sampling.grad_norms import GradNorms
+
+
+class History:
+    """Takes what backward passes report. ``grad_norms`` gets the norms."""
+
+    def __init__(self, grad_norms: GradNorms) -> None:
+        self._grad_norms = grad_norms
+        # (layers, largest ||dY_n|| among masked rows of each, when that is on the host)
+        self._leaks: list[tuple[list[str], Tensor, Any]] = []
+
+    def settle(self, passes: Iterable[ForwardPass]) -> None:
+        """Take over what the layers of ``passes`` have reported so far."""
+        for one in passes:
+            reported, one.reported = one.reported, []
+            for group in _alike(reported):
+                self._settle(group)
+
+    def _settle(self, group: list[Reported]) -> None:
+        rows = group[0].rows
+        group = sorted(group, key=lambda one: self._grad_norms.order(one.leader))
+        norms = torch.stack([_together(one) for one in group])  # (inputs, n)
+        leaders = [one.leader for one in group]
+        if rows.mask is not None:
+            hidden = 1 - rows.mask.reshape(-1).to(norms.device, norms.dtype)
+            self._expect_zero(leaders, (norms * hidden).amax(1))
+        norms = norms.view(len(group), rows.b, rows.t)
+        self._grad_norms.observe(leaders, norms, rows.sample_ids, rows.mask)
+
+    def _expect_zero(self, names: list[str], largest: Tensor) -> None:
+        event = None
+        if isinstance(largest, FakeTensor):
+            return  # a plan, without values
+        if largest.is_cuda:
+            largest = largest.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._leaks.append((names, largest, event))
+
+    def raise_for_leaks(self, wait: bool) -> None:
+        """Raise for masks that hid rows with a gradient.
+
+        Args:
+            wait: for the device, too; else what is not there yet is looked at next time.
+
+        Raises:
+            ValueError: with the layer's name and what to pass instead.
+        """
+        waiting = []
+        for names, largest, event in self._leaks:
+            if event is not None and not event.query():
+                if not wait:
+                    waiting.append((names, largest, event))
+                    continue
+                event.synchronize()
+            for name, norm in zip(names, largest.tolist(), strict=True):
+                if 0 < norm < math.inf:  # not finite: an overflow, which AMP's scaler meets
+                    self._leaks = []
+                    raise ValueError(_message(name, norm))
+        self._leaks = waiting
+
+
+def _together(one: Reported) -> Tensor:
+    """sqrt(sum_l ||dY_l,n||^2) (n,) over the layers that read one input."""
+    norms = [*one.norms.values()]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+
+def _message(name: str, norm: float) -> str:
+    return (
+        f"the mask given for {name!r} hides rows that have a gradient (||dY_n|| up to {norm:.3g}): "
+        "the last step's weight gradients are biased. A mask must be 0 only for rows whose "
+        "gradient is zero, and be that of the rows which this layer reads: batch first; of the "
+        "source in an encoder and in the keys and values of a cross-attention, of the target in a "
+        "decoder (give a mapping from layer patterns to masks); one start_batch for each call of "
+        "the model. A causal model that is padded on the left predicts its first token from the "
+        "last padding row: leave that row in, and give padding the label -100. Without a mask "
+        "(mask=None) the gradient is unbiased, of a larger variance"
+    )
+
+
+def _alike(reported: list[Reported]) -> list[list[Reported]]:
+    """Groups of one mask, shape and ids, in which no input comes twice (a layer called twice)."""
+    groups: dict[Any, list[Reported]] = defaultdict(list)
+    calls: dict[str, int] = defaultdict(int)
+    for one in reported:
+        rows = one.rows
+        key = id(rows.mask), rows.sample_ids is None, rows.b, rows.t, calls[one.leader]
+        groups[key].append(one)
+        calls[one.leader] += 1
+    return [*groups.values()]
