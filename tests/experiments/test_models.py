@@ -1,10 +1,19 @@
 """Models from scratch, from a package, from a folder; and the refusals, with their remedies."""
 
+import os
+import shutil
+
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import BertForSequenceClassification, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertForSequenceClassification,
+    BertModel,
+    MPNetForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from experiments.errors import UserError
 from experiments.models import ModelError, load_model, load_tokenizer, new_model
@@ -17,6 +26,7 @@ PARAMETERS = {  # as published; an encoder's with a head for two classes
     "bert_base": 109_482_240 + 2 * 769,
     "bert_large": 335_141_888 + 2 * 1025,
     "minilm": 22_713_216 + 2 * 385,
+    "mpnet_base": 109_486_464 + 2 * 769,  # the published pooler is as large as the head's dense
     "digits_tiny": 109_698,
 }
 
@@ -69,11 +79,85 @@ def test_from_a_folder(model_config, saved_model):
     assert load_tokenizer(config)("a word")["input_ids"]
 
 
-@pytest.mark.parametrize("load", [load_tokenizer, lambda config: load_model(config, 2, False)])
+@pytest.mark.parametrize("name", ["minilm", "bert_base"])
+def test_any_folder_is_a_source(name, model_config, saved_model, monkeypatch):
+    """By its path, ~ is the home; a new model has its sizes; no hub is asked."""
+    monkeypatch.setenv("HOME", str(saved_model.parent))
+    config = model_config(
+        f"model={name}", "model.source=folder", f"model.path=~/{saved_model.name}"
+    )
+    model, saved = load_model(config, 2, False), BertModel.from_pretrained(saved_model)
+    assert type(model) is BertForSequenceClassification
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    weight = "embeddings.word_embeddings.weight"
+    assert torch.equal(model.bert.get_parameter(weight), saved.get_parameter(weight).float())
+    assert load_tokenizer(config)("a word")["input_ids"]
+    with FakeTensorMode():
+        assert new_model(config).config.hidden_size == 16
+
+
+FOLDER_PARTS = {
+    "config.json": "config.json",
+    "weights": "model.safetensors",
+    "a tokenizer": "tokenizer.json",
+}
+LOAD = [load_tokenizer, lambda config: load_model(config, 2, False)]
+
+
+@pytest.mark.parametrize("load", LOAD)
+@pytest.mark.parametrize("part", FOLDER_PARTS)
+def test_folder_that_lacks_a_part(load, part, model_config, saved_model, tmp_path):
+    folder = shutil.copytree(saved_model, tmp_path / "copy")
+    (folder / FOLDER_PARTS[part]).unlink()
+    config = model_config("model=minilm", "model.source=folder", f"model.path={folder}")
+    there = "(?=.*model.safetensors)" if part != "weights" else "(?=.*config.json)"
+    message = rf"{folder} lacks {part} \({there}.*\); give model.path=FOLDER, .*save_pretrained"
+    with pytest.raises(ModelError, match=message):
+        load(config)
+    if part != "config.json":  # sizes need no more
+        new_model(config)
+
+
+@pytest.mark.parametrize("load", LOAD)
+def test_folder_that_is_not_there(load, model_config, monkeypatch):
+    config = model_config("model=minilm", "model.source=folder", "model.path=/nowhere")
+    with pytest.raises(ModelError, match=r"/nowhere is no folder; give model\.path=FOLDER"):
+        load(config)
+    monkeypatch.setenv("WTACRS_MODELS", "/nowhere")
+    with pytest.raises(ModelError, match="/nowhere/mpnet_base is no folder; make models"):
+        load(model_config("model=mpnet_base"))
+
+
+@pytest.mark.parametrize(
+    ("file", "load"), [("model.safetensors", LOAD[1]), ("tokenizer.json", LOAD[0])]
+)
+def test_damaged_folder(file, load, model_config, saved_model, tmp_path):
+    folder = shutil.copytree(saved_model, tmp_path / "copy")
+    (folder / file).write_bytes((folder / file).read_bytes()[:1000])
+    config = model_config("model=minilm", "model.source=folder", f"model.path={folder}")
+    with pytest.raises(ModelError, match=rf"{folder} is damaged \(.*\); give model.path=FOLDER"):
+        load(config)
+
+
+@pytest.mark.skipif("WTACRS_MODELS" not in os.environ, reason="needs WTACRS_MODELS and make models")
+def test_mpnet_is_what_its_config_says(model_config):
+    config = model_config("model=mpnet_base")
+    model, again = load_model(config, 3, False), load_model(config, 3, False)
+    same = {name: torch.equal(p, again.get_parameter(name)) for name, p in model.named_parameters()}
+    new = [name for name, equal in same.items() if not equal]
+    assert new == ["classifier.dense.weight", "classifier.out_proj.weight"]
+    for name, value in config.architecture.items():
+        assert getattr(model.config, name) == value
+    tokenizer = load_tokenizer(config)
+    assert (len(tokenizer), tokenizer.pad_token_id) == (30527, 1)
+    assert tokenizer("a word")["input_ids"] == [0, 1041, 2777, 2]
+
+
+@pytest.mark.parametrize("load", LOAD)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=minilm", "model.source=cloud"], "'cloud' is unknown; choose hub, package or"),
+        (["model=minilm", "model.source=cloud"], "'cloud' is unknown; choose hub, package, folder"),
         (["model=minilm", "model.path=no_such_package"], "; pip install no-such-package"),
         (["model=bert_base"], r"model=minilm .* model.path=FOLDER .* experiment=demo"),
         (["model=bert_base", "model.path=/nowhere"], "'/nowhere' cannot be had from the hub"),
@@ -105,7 +189,8 @@ def test_t5_from_a_folder(model_config, tmp_path):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_new_model_has_the_published_size(name, model_config):
+def test_new_model_has_the_published_size(name, model_config, monkeypatch):
+    monkeypatch.setenv("WTACRS_MODELS", "/nowhere")
     with FakeTensorMode():
         model = new_model(model_config(f"model={name}"))
     assert all(isinstance(parameter.data, FakeTensor) for parameter in model.parameters())
@@ -117,7 +202,10 @@ def test_new_model_has_the_published_size(name, model_config):
         assert not model.decoder.config.use_cache
         assert model.lm_head.weight is model.shared.weight
     else:
-        assert type(model) is BertForSequenceClassification
+        mpnet = name == "mpnet_base"
+        assert type(model) is (
+            MPNetForSequenceClassification if mpnet else BertForSequenceClassification
+        )
         assert model.config.num_labels == 2
 
 
@@ -152,7 +240,7 @@ def test_sizes_of_a_new_model(model_config, saved_model):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=minilm", "model.source=cloud"], "'cloud' is unknown; choose hub, package or"),
+        (["model=minilm", "model.source=cloud"], "'cloud' is unknown; choose hub, package, folder"),
         (["model=minilm", "model.path=no_such_package"], "; pip install no-such-package"),
         (["model=minilm", "model.source=hub"], "model=minilm has no sizes; give model.architectu"),
     ],
