@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from experiments.errors import UserError
 from experiments.training import BatchFacts
+from experiments.variance import VarianceProbe
 from wtacrs.lossless import rounding_of
 
 STATE_FILE = "wtacrs_state.pt"
@@ -19,25 +21,46 @@ STATE_FILE = "wtacrs_state.pt"
 class Checkpoints(TrainerCallback):
     """Makes a resumed run the same run, which the Trainer's checkpoints alone do not.
 
-    They hold neither the sampler, nor the generator of rounded derivatives, nor the losses so far.
+    They hold neither the sampler, nor the generator of rounded derivatives, nor the losses so far,
+    nor what a probe has measured.
     One at the end of an epoch is made before the evaluation, which a resumed run would leave out;
     here it waits for it. From one at the very end the Trainer would train on; here it is not made.
+
+    Args:
+        model: as it trains.
+        facts: counts its steps and knows its sampler.
+        probe: measures while it trains, if anything does.
+        resume_from: the checkpoint to go on from, or None.
     """
 
-    def __init__(self, model: nn.Module, facts: BatchFacts, resume_from: Path | None) -> None:
-        self.facts = facts
-        self.rounding = rounding_of(model)
+    def __init__(
+        self,
+        model: nn.Module,
+        facts: BatchFacts,
+        probe: VarianceProbe | None,
+        resume_from: Path | None,
+    ) -> None:
+        owners = {
+            "facts": facts,
+            "sampler": facts.sampler,
+            "rounding": rounding_of(model),
+            "probe": probe,
+        }
+        self.owners: dict[str, Any] = {name: o for name, o in owners.items() if o is not None}
         self.resume_from = resume_from
         self._waiting = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.resume_from is not None:
-            saved = torch.load(self.resume_from / STATE_FILE, weights_only=True)
-            self.facts.losses = [loss.to(args.device) for loss in saved["losses"]]
-            if self.facts.sampler is not None:
-                self.facts.sampler.load_state_dict(saved["sampler"])
-            if self.rounding is not None:
-                self.rounding.load_state_dict(saved["rounding"])
+            file = self.resume_from / STATE_FILE
+            saved = torch.load(file, weights_only=True)
+            if saved.keys() != self.owners.keys():
+                raise UserError(
+                    f"{file} holds {', '.join(saved)}, and this run needs {', '.join(self.owners)}:"
+                    " another version wrote it. Start from the start: overwrite=true"
+                )
+            for name, owner in self.owners.items():
+                owner.load_state_dict(saved[name])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -50,12 +73,7 @@ class Checkpoints(TrainerCallback):
             control.should_save, self._waiting = True, False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        sampler = self.facts.sampler
-        saved = {
-            "losses": torch.stack(self.facts.losses).cpu(),
-            "sampler": None if sampler is None else sampler.state_dict(),
-            "rounding": None if self.rounding is None else self.rounding.state_dict(),
-        }
+        saved = {name: owner.state_dict() for name, owner in self.owners.items()}
         file = Path(args.output_dir, f"checkpoint-{state.global_step}", STATE_FILE)
         torch.save(saved, file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)  # the last file of a checkpoint, and whole

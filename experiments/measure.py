@@ -42,8 +42,9 @@ class StepTimer(TrainerCallback):
         return time.perf_counter()
 
 
-def describe_throughput(timer: StepTimer, facts: BatchFacts, warmup_steps: int) -> dict[str, Any]:
+def describe_throughput(timer: StepTimer, facts: BatchFacts) -> dict[str, Any]:
     """The section ``throughput`` of a record; nulls if training ended within the warm-up."""
+    warmup_steps = facts.warmup_steps
     seconds = np.array(timer.seconds[warmup_steps:])
     described: dict[str, Any] = {
         "samples_per_second": None,
@@ -53,10 +54,9 @@ def describe_throughput(timer: StepTimer, facts: BatchFacts, warmup_steps: int) 
         "warmup_steps": warmup_steps,
     }
     if len(seconds):
-        tokens = torch.stack(facts.tokens[warmup_steps:]).sum().item()
         median, p10, p90 = np.percentile(seconds, [50, 10, 90]).tolist()
         described["samples_per_second"] = sum(facts.samples[warmup_steps:]) / seconds.sum()
-        described["tokens_per_second"] = tokens / seconds.sum()
+        described["tokens_per_second"] = int(facts.tokens) / seconds.sum()
         described["step_seconds"] = {"median": median, "p10": p10, "p90": p90}
     return described
 
@@ -78,7 +78,7 @@ def measure_memory(
     says of what it is made, as in ``wtacrs.memory.StepMemory``.
     """
     if sampler is not None:
-        sampler.grad_norms.flush()  # the host table is no part of the step
+        sampler.settle()  # the host table is no part of the step
     batch, step = step_on(trainer, rows)
     assert trainer.optimizer is not None
     measured = measure_step(model, trainer.optimizer, batch, step=step)

@@ -160,8 +160,10 @@ def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
     probe = None
     if sampler is not None and "probe_steps" in config.measure:
         probe = VarianceProbe(model, sampler, config.measure)
-    facts, timer = training.BatchFacts(model, sampler), measure.StepTimer()
-    callbacks: list[TrainerCallback] = [timer, checkpoints.Checkpoints(model, facts, resume_from)]
+    facts = training.BatchFacts(model, sampler, config.measure.warmup_steps)
+    saver = checkpoints.Checkpoints(model, facts, probe, resume_from)
+    timer = measure.StepTimer()
+    callbacks: list[TrainerCallback] = [timer, saver]
     prepare_logging(config.logging)
     trainer = training.build_trainer(config, model, tokenizer, data, folder, callbacks)
     if resume_from is not None:
@@ -169,7 +171,7 @@ def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
     trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
 
     record.metrics = training.describe_metrics(config, trainer, facts.mean_loss)
-    record.throughput = measure.describe_throughput(timer, facts, config.measure.warmup_steps)
+    record.throughput = measure.describe_throughput(timer, facts)
     record.sampling = tuning.describe_sampling(sampler)
     if config.measure.memory:
         rows = training.longest_batch(data.train, config.training.batch_size)

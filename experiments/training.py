@@ -33,16 +33,26 @@ class BatchFacts:
     """A forward pre-hook: takes ``sample_ids`` out of the model's inputs, tells the sampler.
 
     Unmodified models know no ``sample_ids``, and the Trainer hands each batch to ``forward``.
-    It also counts what training steps process: ``samples`` and non-padding ``tokens`` per step
-    (source and target, where the answer is text), and the ``losses``, those before a resumption
-    too.
+    It also counts what training steps process. Sums stay on the device, since reading one would
+    stop it, and are added to in place: nothing grows with the run, and a step whose memory is
+    measured shows none of ours.
+
+    Attributes:
+        samples: of each step.
+        tokens: sum of the non-padding ones after the first ``warmup_steps`` steps (source and
+            target, where the answer is text).
+        loss_sum, steps: of the losses, in float64, and how many they are; those before a
+            resumption too.
     """
 
-    def __init__(self, model: PreTrainedModel, sampler: Sampler | None) -> None:
-        self.sampler = sampler
+    def __init__(
+        self, model: PreTrainedModel, sampler: Sampler | None, warmup_steps: int = 0
+    ) -> None:
+        self.sampler, self.warmup_steps = sampler, warmup_steps
         self.samples: list[int] = []
-        self.tokens: list[Tensor] = []  # tensors: reading them would stop the device
-        self.losses: list[Tensor] = []
+        self.tokens: Tensor | int = 0
+        self.loss_sum: Tensor | float = 0.0
+        self.steps = 0
         self._text_to_text = is_text_to_text(getattr(model, "config", None))
         model.register_forward_pre_hook(self, with_kwargs=True)
         model.register_forward_hook(self._after)
@@ -52,22 +62,35 @@ class BatchFacts:
         if model.training:
             mask = kwargs["attention_mask"]
             self.samples.append(mask.shape[0])
-            self.tokens.append(mask.sum())
+            tokens = mask.sum(dtype=torch.int64)
             if self._text_to_text:
                 mask = token_masks(kwargs)
-                self.tokens[-1] += mask["*"].sum()
+                tokens = tokens + mask["*"].sum()
+            total = torch.as_tensor(self.tokens, device=tokens.device)
+            self.tokens = total.add_(tokens, alpha=int(len(self.samples) > self.warmup_steps))
             if self.sampler is not None:
                 self.sampler.start_batch(sample_ids, mask)
         return args, kwargs
 
     def _after(self, model: Any, args: Any, output: Any) -> None:
         if model.training:
-            self.losses.append(output.loss.detach())
+            loss = output.loss.detach()
+            total = torch.as_tensor(self.loss_sum, dtype=torch.float64, device=loss.device)
+            self.loss_sum = total.add_(loss)
+            self.steps += 1
 
     @property
     def mean_loss(self) -> float:
         """Mean loss over all training steps so far; not finite once a loss was not."""
-        return torch.stack(self.losses).double().mean().item()
+        return float(self.loss_sum) / self.steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the mean loss of the whole run needs; times, and so tokens, are of each part."""
+        return {"loss_sum": float(self.loss_sum), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.loss_sum, self.steps = state["loss_sum"], state["steps"]
 
 
 def training_arguments(config: Any, folder: Path) -> TrainingArguments:

@@ -37,14 +37,22 @@ class PeakMemory:
         device: where the work runs.
         tensors: what is alive already and has to count (parameters, optimizer state, batch). On
             CUDA the allocator knows.
+
+    Attributes:
+        current_bytes: bytes alive now; once the context has ended, those alive at its end.
+        peak_bytes: most bytes alive at once in the context.
+        reserved_bytes: most bytes that CUDA's caching allocator has held; None elsewhere.
     """
 
     def __init__(self, device: torch.device, tensors: Iterable[Tensor] = ()) -> None:
         self.device = device
         self.method = "cuda allocator" if device.type == "cuda" else "storage tracker"
         self._tracker = None if device.type == "cuda" else StorageTracker(tensors)
+        # The allocator is the whole process's: what runs after the context must not count.
+        self._ended: tuple[int, int, int | None] | None = None
 
     def __enter__(self) -> PeakMemory:
+        self._ended = None
         if self._tracker is None:
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -57,25 +65,31 @@ class PeakMemory:
             torch.cuda.synchronize(self.device)
         else:
             self._tracker.__exit__(*exc)
+        self._ended = self._count()
+
+    def _count(self) -> tuple[int, int, int | None]:
+        """Bytes: current, peak, reserved."""
+        if self._ended is not None:
+            return self._ended
+        if self._tracker is not None:
+            return self._tracker.current_bytes, self._tracker.peak_bytes, None
+        return (
+            torch.cuda.memory_allocated(self.device),
+            torch.cuda.max_memory_allocated(self.device),
+            torch.cuda.max_memory_reserved(self.device),
+        )
 
     @property
     def current_bytes(self) -> int:
-        if self._tracker is None:
-            return torch.cuda.memory_allocated(self.device)
-        return self._tracker.current_bytes
+        return self._count()[0]
 
     @property
     def peak_bytes(self) -> int:
-        if self._tracker is None:
-            return torch.cuda.max_memory_allocated(self.device)
-        return self._tracker.peak_bytes
+        return self._count()[1]
 
     @property
     def reserved_bytes(self) -> int | None:
-        """Most bytes that CUDA's caching allocator has held; None elsewhere."""
-        if self._tracker is None:
-            return torch.cuda.max_memory_reserved(self.device)
-        return None
+        return self._count()[2]
 
 
 @dataclass(frozen=True)

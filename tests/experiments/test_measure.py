@@ -113,14 +113,14 @@ def test_memory_alone_is_that_of_a_run(make_config, tmp_path):
     assert alone["memory"] == whole["memory"]
 
 
-def facts(samples, tokens):
-    return SimpleNamespace(samples=samples, tokens=[torch.tensor(n) for n in tokens])
+def facts(samples, tokens, warmup_steps):
+    return SimpleNamespace(samples=samples, tokens=torch.tensor(tokens), warmup_steps=warmup_steps)
 
 
 def test_throughput_leaves_the_warm_up_out():
     timer = StepTimer()
     timer.seconds = [9.0, 1.0, 2.0, 3.0]
-    described = describe_throughput(timer, facts([8, 8, 8, 2], [99, 30, 20, 10]), 1)
+    described = describe_throughput(timer, facts([8, 8, 8, 2], 30 + 20 + 10, 1))
     assert described["samples_per_second"] == pytest.approx(18 / 6)
     assert described["tokens_per_second"] == pytest.approx(60 / 6)
     assert described["step_seconds"] == pytest.approx({"median": 2.0, "p10": 1.2, "p90": 2.8})
@@ -131,7 +131,7 @@ def test_throughput_leaves_the_warm_up_out():
 def test_throughput_of_a_run_within_the_warm_up(steps):
     timer = StepTimer()
     timer.seconds = [1.0] * steps
-    described = describe_throughput(timer, facts([8] * steps, [9] * steps), 2)
+    described = describe_throughput(timer, facts([8] * steps, 0, 2))
     unknown = ("samples_per_second", "tokens_per_second", "step_seconds")
     assert all(described[key] is None for key in unknown)
     assert (described["steps_timed"], described["warmup_steps"]) == (0, 2)

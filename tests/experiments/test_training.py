@@ -1,5 +1,7 @@
 """Training: a resumed run is the same run; what a batch tells the sampler; the settings."""
 
+import io
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from transformers import Trainer
 
 from experiments import checkpoints, measure, runner, training, tuning
+from experiments.errors import UserError
 from experiments.records import RunRecord
 from experiments.training import BatchFacts, longest_batch, pad_pixels, training_arguments
 
@@ -93,6 +96,28 @@ def test_resumed_run_is_the_same_run(estimator, every, cut_after, from_step, tra
         assert flat(resumed_sampler.state_dict()) == flat(sampler.state_dict())
 
 
+def test_resumed_run_has_the_probes_of_the_whole_run(train):
+    """One of before the checkpoint, one of between it and the end of the part, one of after it."""
+    chosen = ("measure=variance", "measure.probe_steps=[1,3,5]", "measure.budgets=[0.3]")
+    chosen += ("measure.methods=[crs,wtacrs]", "measure.sources=[none,auto]")
+    chosen += ("training.checkpoint_steps=2",)
+    whole, _, _ = train(*chosen, folder="whole")
+    assert [probe["step"] for probe in whole.variance["probes"]] == [1, 3, 5]
+    train(*chosen, cut_after=5)
+    resumed, after, _ = train(*chosen)
+    assert len(after) == 2  # it went on from step 4
+    assert resumed.variance == whole.variance
+
+
+def test_checkpoint_of_another_version(train, tmp_path):
+    train("training.checkpoint_steps=2", cut_after=3)
+    file = tmp_path / "checkpoints" / "checkpoint-2" / checkpoints.STATE_FILE
+    torch.save({"losses": torch.ones(2), "sampler": {}}, file)
+    with pytest.raises(UserError, match=r"holds losses, sampler, .* needs facts, sampler: .*overw"):
+        train("training.checkpoint_steps=2")
+    train("training.checkpoint_steps=2", "overwrite=true")
+
+
 def test_run_cut_off_after_its_last_step(train):
     four = ("training.max_steps=4", "training.checkpoint_steps=2")
     whole, losses, _ = train(*four, folder="whole")
@@ -148,25 +173,83 @@ class Model(nn.Module):
 @pytest.mark.parametrize("sampled", [True, False])
 def test_batch_facts(sampled):
     told, model = Told(), Model()
-    facts = BatchFacts(model, told if sampled else None)
+    facts = BatchFacts(model, told if sampled else None, warmup_steps=1)
     ids, mask = torch.tensor([7, 9]), torch.tensor([[1, 1, 1], [1, 0, 0]])
     model(attention_mask=mask, sample_ids=ids)  # Model would refuse sample_ids
+    assert facts.tokens == 0  # the first step is the warm-up
     model(attention_mask=mask[:1], sample_ids=ids[:1])
+    model(attention_mask=mask, sample_ids=ids)
     model.eval()
     model(attention_mask=mask)
-    assert facts.samples == [2, 1]
-    assert [int(tokens) for tokens in facts.tokens] == [4, 3]
-    assert facts.mean_loss == (2 + 1.5) / 2
-    assert len(told.batches) == (2 if sampled else 0)
+    assert facts.samples == [2, 1, 2]
+    assert facts.tokens == 3 + 4
+    assert facts.mean_loss == (2 + 1.5 + 2) / 3
+    assert len(told.batches) == (3 if sampled else 0)
     if sampled:
         assert told.batches[0][0] is ids
         assert told.batches[0][1] is mask
 
 
-def test_mean_loss_hides_no_nan():
-    facts = BatchFacts(Model(), None)
-    facts.losses = [torch.tensor(1.0), torch.tensor(float("nan"))]
-    assert facts.mean_loss != facts.mean_loss
+class Given(nn.Module):
+    """A model whose loss is given."""
+
+    def forward(self, attention_mask, loss):
+        return SimpleNamespace(loss=torch.as_tensor(loss))
+
+
+ONE = torch.ones(1, 1, dtype=torch.long)
+
+
+@pytest.mark.parametrize("diverged", [float("nan"), float("inf"), float("-inf")])
+def test_mean_loss_hides_no_nan(diverged):
+    facts = BatchFacts(model := Given(), None)
+    for loss in (1.0, diverged, 1.0, -diverged):
+        model(attention_mask=ONE, loss=loss)
+    assert not math.isfinite(facts.mean_loss)
+
+
+def test_mean_loss_is_summed_in_double_precision():
+    """In float32 2^24 + 1 is 2^24."""
+    facts = BatchFacts(model := Given(), None)
+    for loss in (2.0**24, 1.0, 1.0, 1.0):
+        model(attention_mask=ONE, loss=loss)
+    assert facts.mean_loss == (2**24 + 3) / 4
+
+
+def test_batch_facts_go_on_where_they_were():
+    """To the last bit, through a checkpoint's file."""
+    torch.manual_seed(0)
+    losses = torch.rand(40) / 3
+
+    def after(losses, state=None):
+        facts = BatchFacts(model := Given(), None)
+        if state is not None:
+            facts.load_state_dict(state)
+        for loss in losses:
+            model(attention_mask=ONE, loss=loss)
+        return facts
+
+    torch.save(after(losses[:17]).state_dict(), file := io.BytesIO())
+    file.seek(0)
+    resumed = after(losses[17:], torch.load(file, weights_only=True))
+    assert resumed.mean_loss == after(losses).mean_loss
+    assert resumed.mean_loss == pytest.approx(losses.mean().item())
+
+
+def test_batch_facts_read_no_device_and_keep_nothing():
+    """On the meta device a value that is read is an error; each sum is one tensor, ever the same.
+
+    One that came anew in each step would count as a byte that the step saves.
+    """
+    facts = BatchFacts(model := Model(), None)
+
+    def step():
+        model(attention_mask=torch.ones(2, 5, dtype=torch.long, device="meta"))
+        return [value for value in vars(facts).values() if torch.is_tensor(value)]
+
+    first, second = step(), step()
+    assert [(t.shape, t.dtype) for t in first] == [((), torch.int64), ((), torch.float64)]
+    assert [*map(id, first)] == [*map(id, second)]
 
 
 def test_pad_pixels():

@@ -22,6 +22,37 @@ def test_peak_memory_on_the_cpu():
     assert a.sum() == 100
 
 
+def test_peak_memory_keeps_the_numbers_of_its_end():
+    with PeakMemory(torch.device("cpu")) as memory:
+        a = torch.zeros(100) + 1
+    del a
+    assert (memory.current_bytes, memory.peak_bytes) == (400, 800)
+
+
+def test_peak_memory_on_cuda_keeps_the_numbers_of_its_end(monkeypatch):
+    """Within the context the allocator is read live; after it, it goes on counting other work."""
+    allocator = {"memory_allocated": 10, "max_memory_allocated": 20, "max_memory_reserved": 30}
+    called = []
+    for name in allocator:
+        monkeypatch.setattr(torch.cuda, name, lambda device, name=name: allocator[name])
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device, name=name: called.append(name))
+
+    def numbers():
+        return memory.current_bytes, memory.peak_bytes, memory.reserved_bytes
+
+    with PeakMemory(torch.device("cuda")) as memory:
+        assert called == ["synchronize", "reset_peak_memory_stats"]
+        assert numbers() == (10, 20, 30)
+        allocator.update(memory_allocated=11, max_memory_allocated=22, max_memory_reserved=33)
+        assert numbers() == (11, 22, 33)
+    assert called[2:] == ["synchronize"]
+    allocator.update(memory_allocated=5, max_memory_allocated=99, max_memory_reserved=99)
+    assert numbers() == (11, 22, 33)
+    with memory:  # a second time it measures anew
+        assert numbers() == (5, 99, 99)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_peak_memory_on_cuda():
@@ -34,11 +65,12 @@ def test_peak_memory_on_cuda():
         a = torch.zeros(1024, device=device)
         b = a + 1
         del a
+    other = torch.zeros(1 << 20, device=device)
     assert memory.method == "cuda allocator"
     assert memory.current_bytes - before == 4096
     assert memory.peak_bytes - before == 8192
     assert memory.reserved_bytes >= memory.peak_bytes
-    assert b.sum() == 1024
+    assert b.sum() + other.sum() == 1024
 
 
 class Summed(nn.Sequential):
