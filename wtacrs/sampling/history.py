@@ -94,9 +94,9 @@ def _message(name: str, norm: float) -> str:
         "gradient is zero, and be that of the rows which this layer reads: batch first; of the "
         "source in an encoder and in the keys and values of a cross-attention, of the target in a "
         "decoder (give a mapping from layer patterns to masks); one start_batch for each call of "
-        "the model. A causal model that is padded on the left predicts its first token from the "
-        "last padding row: leave that row in, and give padding the label -100. Without a mask "
-        "(mask=None) the gradient is unbiased, of a larger variance"
+        "the model. Give padding the label -100; where a causal model is padded on the left, the "
+        "first token too, since a padding row predicts it. Without a mask (mask=None) the gradient "
+        "is unbiased, of a larger variance"
     )
 
 
