@@ -6,6 +6,7 @@ step_without_dropout: the same with dropout 0, whose random numbers cost a CPU m
 memory: the same step under the presets of conf/memory, against full with eager attention;
 memory_bert_base: the same for BERT-Base at batch 16.
 selection: what choosing and gathering rows adds to one linear layer, 4,096 rows, 768 -> 3,072.
+launches: kernels that a sampled layer launches beyond a plain one, counted, not timed.
 
 Machines are noisy, so the two sides of a comparison alternate in one process, each pair gives a
 ratio, and the median over the pairs counts. Written to results/bench/.
@@ -32,8 +33,9 @@ from experiments.provenance import provenance
 from experiments.saving import save_memory
 from wtacrs import ESTIMATORS, Sampler, SamplingConfig, sample_linears_
 from wtacrs.attention import set_attention
-from wtacrs.sampling.estimators import draw, rows_kept
-from wtacrs.sampling.weights import row_norms, row_probabilities
+from wtacrs.launches import Launches
+from wtacrs.sampling.linear import left_side
+from wtacrs.sampling.weights import row_norms
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -110,6 +112,7 @@ def bench_step(
     return ratios
 
 
+LAYERS = 8  # between the depths at which kernels are counted
 METHODS: dict[str, tuple[str, ...]] = {
     "linear": (),
     "paper": (),
@@ -152,30 +155,72 @@ def bench_memory(
 
 
 def bench_selection(estimators: list[str], budget: float, pairs: int) -> dict[str, Any]:
-    """Weights, estimator and gather, over a plain linear layer's forward and backward."""
+    """All that sampling adds, over a plain linear layer's forward and backward.
+
+    What it saves, the part of the weight gradient's product that is not computed, is left out.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(0)
     layer = nn.Linear(768, 3072, device=device)
-    x = torch.randn(4096, 768, device=device, generator=generator)
+    x = torch.randn(32, 128, 768, device=device, generator=generator)
     dy = torch.randn(4096, 3072, device=device, generator=generator)
-    gradient_norms = row_norms(dy)
-    k = rows_kept(len(x), budget)
 
     def plain() -> None:
-        layer(x.detach().requires_grad_()).backward(dy)
+        layer(x.detach().requires_grad_()).backward(dy.view(32, 128, -1))
 
-    def selection(estimator: str) -> None:
-        probabilities = row_probabilities(x, gradient_norms, None, 0.01)
-        indices, scales = draw(estimator, probabilities, k, generator)
-        x.index_select(0, indices)
-        # In the backward pass: the norms for the next step, and the kept rows of dY at scale.
-        row_norms(dy)
-        dy.index_select(0, indices).mul_(scales[:, None])
+    def selection(sampler: Sampler) -> None:
+        sampler.start_batch(mask=mask)
+        sampled = sampler.sample_rows("0", x)
+        assert sampled is not None
+        # In the backward pass: the norms for the next step, and the left side of the product.
+        norms = row_norms(dy)
+        sampled.report(norms)
+        left_side(dy, sampled.kept, norms)
 
-    return {
-        f"{name}@{budget:g}": summary(paired(lambda name=name: selection(name), plain, pairs))
-        for name in estimators
-    }
+    mask = torch.ones(32, 128, device=device)
+    ratios = {}
+    for name in estimators:
+        config = SamplingConfig(name, budget, include=["*"])
+        sampler = sample_linears_(nn.Sequential(nn.Linear(768, 3072, device=device)), config)
+        work = paired(lambda sampler=sampler: selection(sampler), plain, pairs)
+        ratios[f"{name}@{budget:g}"] = summary(work)
+    return ratios
+
+
+def bench_launches(estimators: list[str], budget: float, pairs: int) -> dict[str, Any]:
+    """Kernels of a step beyond the plain one's, with table, sample ids and mask on.
+
+    Of each layer: the difference between two depths. Of a step: what does not grow with them.
+    """
+    counts = {}
+    for estimator in estimators:
+        few, many = (_extra_launches(estimator, budget, depth) for depth in (1, 1 + LAYERS))
+        each = (many - few) / LAYERS
+        counts[f"{estimator}@{budget:g}"] = {"per_layer": each, "per_step": few - each}
+    return counts
+
+
+def _extra_launches(estimator: str, budget: float, depth: int) -> int:
+    """Kernels of the third step of ``depth`` sampled layers beyond those of plain ones."""
+    b, t, width = 16, 32, 64
+    mask = (torch.arange(t) < 24).expand(b, t)
+    totals = []
+    for sampled in (True, False):
+        model = nn.Sequential(nn.ModuleList(nn.Linear(width, width) for _ in range(depth)))
+        if sampled:
+            config = SamplingConfig(estimator=estimator, budget=budget)
+            sampler = sample_linears_(model, config, num_samples=b, max_tokens=t)
+        for _ in range(3):  # the third knows norms, and all that is made once is made
+            with Launches() as launches:
+                if sampled:
+                    sampler.start_batch(torch.arange(b), mask)
+                x = torch.randn(b, t, width)
+                for layer in model[0]:
+                    x = layer(x)
+                x.backward(torch.randn(b, t, width) * mask[..., None])
+            model.zero_grad()
+        totals.append(launches.total)
+    return totals[0] - totals[1]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -195,30 +240,36 @@ def main(arguments: list[str] | None = None) -> None:
             methods=("lean without recomputation", "lean", "checkpoint"),
         ),
         "selection": bench_selection,
+        "launches": bench_launches,
     }
     parser.add_argument("what", nargs="*", choices=[*benches, []], help="default: all")
     parser.add_argument(
         "--estimators",
         nargs="+",
         choices=ESTIMATORS,
-        help="default: wtacrs; for selection wtacrs and pps",
+        help="default: wtacrs; for selection and launches wtacrs and pps",
     )
     parser.add_argument("--budget", type=float, default=0.3)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("results/bench"))
     options = parser.parse_args(arguments)
     for name in options.what or benches:
-        default = ["wtacrs", "pps"] if name == "selection" else ["wtacrs"]
+        default = ["wtacrs", "pps"] if name in ("selection", "launches") else ["wtacrs"]
         estimators = options.estimators or default
         ratios = benches[name](estimators, options.budget, options.pairs)
         options.output.mkdir(parents=True, exist_ok=True)
-        result = {"bench": name, "ratio_to_full": ratios, "provenance": provenance()}
+        what = "kernels_beyond_plain" if name == "launches" else "ratio_to_full"
+        result = {"bench": name, what: ratios, "provenance": provenance()}
         (options.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
         for key, ratio in ratios.items():
-            print(
-                f"{name} {key}: {ratio['median']:.3f} of full "
-                f"(p10 {ratio['p10']:.3f}, p90 {ratio['p90']:.3f}, n = {ratio['n']})"
-            )
+            print(f"{name} {key}: {_told(ratio)}")
+
+
+def _told(ratio: dict[str, float]) -> str:
+    if "per_layer" in ratio:
+        return f"{ratio['per_layer']:g} kernels a layer, {ratio['per_step']:g} a step beside them"
+    spread = f"p10 {ratio['p10']:.3f}, p90 {ratio['p90']:.3f}, n = {ratio['n']}"
+    return f"{ratio['median']:.3f} of full ({spread})"
 
 
 if __name__ == "__main__":

@@ -57,22 +57,34 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def weight_gradient(dy: Tensor, kept: Kept, rows: Tensor, norms: Tensor) -> Tensor:
-    """The estimate of dW (o, i) from dY (n, o), what ``gather`` gave, and ||dY_n|| (n,)."""
+def left_side(dy: Tensor, kept: Kept, norms: Tensor) -> Tensor:
+    """[scale_j dY_[j]; F^T dY] (k + q, o), of dY (n, o) and its row norms (n,).
+
+    In float16, where a scale alone may overflow, the root of it: ``right_side`` has the other.
+    """
     scales = kept.scales
     if kept.classes is None:
         # 0 * sum is 0, or NaN if any row of dY is non-finite, kept or not.
         scales = scales + 0 * norms.sum()
-    if dy.dtype == torch.float16:  # where a scale alone may overflow: to each side its root
+    if dy.dtype == torch.float16:
         scales = scales.sqrt()
-        k = len(scales)
-        rows = torch.cat([rows[:k] * scales[:, None].to(rows.dtype), rows[k:]])
-    # In place: a second (k, o) buffer costs more than the multiplication.
-    drawn = dy.index_select(0, kept.indices).mul_(scales[:, None])  # (k, o)
-    if kept.classes is not None:
-        f = features(kept.classes, kept.coordinates, dy.dtype)  # (n, q)
-        drawn = torch.cat([drawn, f.T @ dy])  # (k + q, o)
-    return drawn.T @ rows
+    # In place throughout: a second (k, o) buffer costs more than the multiplication.
+    if kept.classes is None:
+        return dy.index_select(0, kept.indices).mul_(scales[:, None])  # (k, o)
+    f = features(kept.classes, kept.coordinates, dy.dtype)  # (n, q)
+    k = len(scales)
+    left = dy.new_empty(k + f.shape[1], dy.shape[1])
+    torch.index_select(dy, 0, kept.indices, out=left[:k]).mul_(scales[:, None])
+    torch.mm(f.T, dy, out=left[k:])
+    return left
+
+
+def right_side(rows: Tensor, kept: Kept) -> Tensor:
+    """What ``gather`` gave, (k + q, i), times the root of the scale in float16."""
+    if rows.dtype != torch.float16:
+        return rows
+    k, share = len(kept.scales), kept.scales.sqrt()[:, None].half()
+    return torch.cat([rows[:k] * share, rows[k:]])
 
 
 class SampledLinearFunction(torch.autograd.Function):
@@ -118,7 +130,7 @@ class SampledLinearFunction(torch.autograd.Function):
             kept = Kept._make(kept)
             if ctx.references:
                 rows = gather(rows.reshape(-1, rows.shape[-1]), kept, ctx.dtype)
-            dw = weight_gradient(dy, kept, rows, norms)
+            dw = left_side(dy, kept, norms).T @ right_side(rows, kept)
         if ctx.needs_input_grad[2]:
             db = dy.sum(0)
         return dx, dw, db, None

@@ -34,6 +34,7 @@ def rounding(a, b):
     return torch.finfo(a.dtype).eps * (a.double().abs().T @ b.double().abs())
 
 
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # vmap's own layout
 @pytest.mark.parametrize("budget", [1 / N, 0.3])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
@@ -106,3 +107,25 @@ def test_bad_input_is_named(a, b, options, words):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         estimate_matmul(torch.ones(a), torch.ones(b), **options)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_norms_whose_squares_leave_float32(size):
+    """Products of 1e-50 are no zero weights: rows of weight keep their share of the draw."""
+    a, b = torch.randn(40, 4) * size, torch.randn(40, 3) / size
+    a[1::2] = 0
+    generator = torch.Generator().manual_seed(0)
+    found = estimate_matmul(a, b, budget=0.5, generator=generator)  # the rows that are not zero
+    torch.testing.assert_close(found, a.T @ b)
+    tiny = torch.randn(40, 3) * 1e-25  # both small: the weights are products of 1e-50
+    a = torch.where(a == 0, 0, a.sign() * 1e-25)
+    found = estimate_matmul(a * 1e20, tiny * 1e20, budget=0.5, generator=generator)
+    torch.testing.assert_close(found, (a * 1e20).T @ (tiny * 1e20), rtol=1e-5, atol=1e-15)
+
+
+def test_a_scale_that_overflows_float16(generator):
+    a, b = torch.full((400, 4), 2**-12).half(), torch.full((400, 3), 2000.0).half()
+    found = estimate_matmul(a, b, estimator="uniform", budget=0.01, generator=generator)
+    torch.testing.assert_close(
+        found.float(), torch.full((4, 3), 400 * 2000 * 2**-12), rtol=1e-3, atol=0
+    )

@@ -1,0 +1,23 @@
+"""Kernels that a step hands out: counted without views, and few beyond the plain layer's."""
+
+import torch
+
+from experiments.bench import bench_launches
+from wtacrs.launches import Launches
+
+
+def test_views_and_allocations_do_not_count():
+    x = torch.ones(4, 4)
+    with Launches() as launches:
+        y = torch.empty(4, 4)
+        y.copy_(x.T.reshape(-1).view(4, 4)[1:].t().expand(4, 3)[:, :1].expand(4, 4))
+    assert launches.kernels == {"clone": 1, "copy_": 1} or launches.kernels["copy_"] >= 1
+    assert launches.total <= 2
+
+
+def test_a_layer_launches_few_more_than_the_plain_one():
+    """With table, ids and mask: at most 50 each. What a step needs beside them is bounded too."""
+    counts = bench_launches(["wtacrs", "pps"], 0.3, 0)
+    for count in counts.values():
+        assert count["per_layer"] <= 50
+        assert count["per_step"] <= 100
