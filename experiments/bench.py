@@ -17,56 +17,24 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from experiments.bench_layer import bench_launches, bench_selection
 from experiments.models import new_model
 from experiments.provenance import provenance
 from experiments.saving import save_memory
+from experiments.timing import paired, summary
 from wtacrs import ESTIMATORS, Sampler, SamplingConfig, sample_linears_
 from wtacrs.attention import set_attention
-from wtacrs.launches import Launches
-from wtacrs.sampling.linear import left_side
-from wtacrs.sampling.weights import row_norms
 
 CONF = Path(__file__).parent.parent / "conf"
-
-
-def paired(first: Callable[[], Any], second: Callable[[], Any], pairs: int) -> list[float]:
-    """Seconds of ``first`` over seconds of ``second``, for each of ``pairs`` pairs."""
-    ratios = []
-    for pair in range(pairs + 1):
-        sides = (first, second) if pair % 2 else (second, first)  # neither always goes first
-        seconds = {side: _seconds(side) for side in sides}
-        ratios.append(seconds[first] / seconds[second])
-    return ratios[1:]  # the first pair warms up
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    _wait()
-    started = time.perf_counter()
-    work()
-    _wait()
-    return time.perf_counter() - started
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Median and spread."""
-    p10, median, p90 = np.percentile(values, [10, 50, 90]).tolist()
-    return {"median": median, "p10": p10, "p90": p90, "n": len(values)}
 
 
 def new(name: str) -> nn.Module:
@@ -112,7 +80,6 @@ def bench_step(
     return ratios
 
 
-LAYERS = 8  # between the depths at which kernels are counted
 METHODS: dict[str, tuple[str, ...]] = {
     "linear": (),
     "paper": (),
@@ -152,75 +119,6 @@ def bench_memory(
             work = paired(*sides, pairs)
             ratios[name] = summary(work)
     return ratios
-
-
-def bench_selection(estimators: list[str], budget: float, pairs: int) -> dict[str, Any]:
-    """All that sampling adds, over a plain linear layer's forward and backward.
-
-    What it saves, the part of the weight gradient's product that is not computed, is left out.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = torch.Generator(device).manual_seed(0)
-    layer = nn.Linear(768, 3072, device=device)
-    x = torch.randn(32, 128, 768, device=device, generator=generator)
-    dy = torch.randn(4096, 3072, device=device, generator=generator)
-
-    def plain() -> None:
-        layer(x.detach().requires_grad_()).backward(dy.view(32, 128, -1))
-
-    def selection(sampler: Sampler) -> None:
-        sampler.start_batch(mask=mask)
-        sampled = sampler.sample_rows("0", x)
-        assert sampled is not None
-        # In the backward pass: the norms for the next step, and the left side of the product.
-        norms = row_norms(dy)
-        sampled.report(norms)
-        left_side(dy, sampled.kept, norms)
-
-    mask = torch.ones(32, 128, device=device)
-    ratios = {}
-    for name in estimators:
-        config = SamplingConfig(name, budget, include=["*"])
-        sampler = sample_linears_(nn.Sequential(nn.Linear(768, 3072, device=device)), config)
-        work = paired(lambda sampler=sampler: selection(sampler), plain, pairs)
-        ratios[f"{name}@{budget:g}"] = summary(work)
-    return ratios
-
-
-def bench_launches(estimators: list[str], budget: float, pairs: int) -> dict[str, Any]:
-    """Kernels of a step beyond the plain one's, with table, sample ids and mask on.
-
-    Of each layer: the difference between two depths. Of a step: what does not grow with them.
-    """
-    counts = {}
-    for estimator in estimators:
-        few, many = (_extra_launches(estimator, budget, depth) for depth in (1, 1 + LAYERS))
-        each = (many - few) / LAYERS
-        counts[f"{estimator}@{budget:g}"] = {"per_layer": each, "per_step": few - each}
-    return counts
-
-
-def _extra_launches(estimator: str, budget: float, depth: int) -> int:
-    """Kernels of the third step of ``depth`` sampled layers beyond those of plain ones."""
-    b, t, width = 16, 32, 64
-    mask = (torch.arange(t) < 24).expand(b, t)
-    totals = []
-    for sampled in (True, False):
-        model = nn.Sequential(nn.ModuleList(nn.Linear(width, width) for _ in range(depth)))
-        if sampled:
-            config = SamplingConfig(estimator=estimator, budget=budget)
-            sampler = sample_linears_(model, config, num_samples=b, max_tokens=t)
-        for _ in range(3):  # the third knows norms, and all that is made once is made
-            with Launches() as launches:
-                if sampled:
-                    sampler.start_batch(torch.arange(b), mask)
-                x = torch.randn(b, t, width)
-                for layer in model[0]:
-                    x = layer(x)
-                x.backward(torch.randn(b, t, width) * mask[..., None])
-            model.zero_grad()
-        totals.append(launches.total)
-    return totals[0] - totals[1]
 
 
 def main(arguments: list[str] | None = None) -> None:

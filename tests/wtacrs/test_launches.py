@@ -2,7 +2,7 @@
 
 import torch
 
-from experiments.bench import bench_launches
+from experiments.bench_layer import bench_launches
 from wtacrs.launches import Launches
 
 

@@ -111,16 +111,12 @@ def test_bad_input_is_named(a, b, options, words):
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 def test_norms_whose_squares_leave_float32(size):
-    """Products of 1e-50 are no zero weights: rows of weight keep their share of the draw."""
+    """A norm of 1e-25 is not zero: half of the rows are, and the budget keeps the others."""
     a, b = torch.randn(40, 4) * size, torch.randn(40, 3) / size
     a[1::2] = 0
     generator = torch.Generator().manual_seed(0)
     found = estimate_matmul(a, b, budget=0.5, generator=generator)  # the rows that are not zero
     torch.testing.assert_close(found, a.T @ b)
-    tiny = torch.randn(40, 3) * 1e-25  # both small: the weights are products of 1e-50
-    a = torch.where(a == 0, 0, a.sign() * 1e-25)
-    found = estimate_matmul(a * 1e20, tiny * 1e20, budget=0.5, generator=generator)
-    torch.testing.assert_close(found, (a * 1e20).T @ (tiny * 1e20), rtol=1e-5, atol=1e-15)
 
 
 def test_a_scale_that_overflows_float16(generator):
