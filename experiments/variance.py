@@ -22,8 +22,8 @@ from wtacrs import ESTIMATORS, Sampler
 from wtacrs.randomness import Randomness
 from wtacrs.sampling.batch import Facts
 from wtacrs.sampling.centre import CENTRES, Centring
-from wtacrs.sampling.estimators import normalise, rows_kept
 from wtacrs.sampling.known import Known, find_known
+from wtacrs.sampling.select import normalise, rows_kept
 from wtacrs.sampling.variance import (
     expected_squared_error,
     optimal_winners,

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from wtacrs.autograd import first_order
 from wtacrs.lossless.bits import pack, unpack
+from wtacrs.sampling.estimators import Selection
 from wtacrs.sampling.sampler import Sampler
+from wtacrs.sampling.select import draw, rows_kept
+from wtacrs.sampling.weights import even_floor, probabilities_of, row_norms
 
 
 def probabilities(q: Tensor, k: Tensor, scaling: float, biases: list[Tensor]) -> Tensor:
@@ -63,7 +66,7 @@ class SampledAttention(torch.autograd.Function):
             *_keep(sampler, k.transpose(1, 2).flatten(2).flatten(0, 1)),  # (b s, h d)
             *_keep(sampler, v.transpose(2, 3).flatten(0, 2)),  # (b h d, s)
         ]
-        rows = sampler.select_rows(dropped.transpose(1, 2).flatten(2).flatten(0, 1))  # (b t, h s)
+        rows = select_rows(sampler, dropped.transpose(1, 2).flatten(2).flatten(0, 1))  # (b t, h s)
         share = None
         if rows is not None:
             share = torch.zeros(dropped.shape[0] * dropped.shape[2], device=q.device)
@@ -99,9 +102,23 @@ class SampledAttention(torch.autograd.Function):
         return dq, dk, dv, None, None, None, *dbiases
 
 
+def select_rows(sampler: Sampler, rows: Tensor) -> Selection | None:
+    """A draw of the budget's share of ``rows`` (n, f) by their norms, or None for all of them."""
+    config, n = sampler.config, rows.shape[0]
+    k = rows_kept(n, config.budget)
+    if config.estimator == "full" or k >= n:
+        return None
+    norms = row_norms(rows)
+    if not sampler.draws:
+        return Selection(torch.zeros(k, dtype=torch.int64, device=rows.device), norms[:k])
+    even = even_floor(torch.ones_like(norms), config.floor)
+    probabilities = probabilities_of(norms, even, config.floor)
+    return draw(config.estimator, probabilities, k, sampler.generator(rows.device))
+
+
 def _keep(sampler: Sampler, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The drawn rows of (n, f), their indices and scales; all of them where the budget is 1."""
-    selection = sampler.select_rows(rows)
+    selection = select_rows(sampler, rows)
     if selection is None:
         return rows, None, None
     return rows.index_select(0, selection.indices), selection.indices, selection.scales

@@ -22,6 +22,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 Mask = Tensor | Mapping[str, Tensor]
 
+ONE_MASK_FOR_TWO = (
+    "this model has an encoder and a decoder, whose rows one mask cannot tell: give a mapping from "
+    'layer patterns to masks, say {"*encoder.*": attention_mask, "*.EncDecAttention.[kv]": '
+    'attention_mask, "*": labels != -100} for a T5 (keys and values of the cross-attention read '
+    "the encoder's rows), or no mask"
+)
 REMEMBERED = 64  # forward passes whose backward pass may still come, say under pipelining
 
 

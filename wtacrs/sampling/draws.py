@@ -12,7 +12,7 @@ from torch.utils.weak import TensorWeakRef
 
 from wtacrs.sampling.batch import Reported
 from wtacrs.sampling.centre import Split, features
-from wtacrs.sampling.estimators import draw
+from wtacrs.sampling.select import draw
 from wtacrs.sampling.weights import probabilities_of, row_norms
 
 

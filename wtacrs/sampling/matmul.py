@@ -6,14 +6,8 @@ import torch
 from torch import Tensor
 
 from wtacrs.randomness import fresh_generator
-from wtacrs.sampling.estimators import (
-    check_budget,
-    check_estimator,
-    draw,
-    normalise,
-    rows_kept,
-    select,
-)
+from wtacrs.sampling.estimators import check_budget, check_estimator
+from wtacrs.sampling.select import draw, normalise, rows_kept, select
 from wtacrs.sampling.weights import scaled_row_norms
 
 

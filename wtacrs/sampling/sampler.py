@@ -14,15 +14,14 @@ from torch.utils.weak import TensorWeakRef
 
 from wtacrs.config import SamplingConfig
 from wtacrs.randomness import Randomness
-from wtacrs.sampling.batch import Facts, ForwardPass, Mask, Passes, Reported
+from wtacrs.sampling.batch import ONE_MASK_FOR_TWO, Facts, ForwardPass, Mask, Passes, Reported
 from wtacrs.sampling.centre import Centring
 from wtacrs.sampling.draws import Draw, blank, blank_rows, choose, gather
-from wtacrs.sampling.estimators import Selection, draw, rows_kept
 from wtacrs.sampling.grad_norms import GradNorms
 from wtacrs.sampling.history import History
 from wtacrs.sampling.known import known_rows
 from wtacrs.sampling.linear import SampledRows, compute_dtype
-from wtacrs.sampling.weights import even_floor, probabilities_of, row_norms
+from wtacrs.sampling.select import rows_kept
 
 
 class Sampler:
@@ -34,6 +33,7 @@ class Sampler:
         skipped: qualified name -> reason, for every other linear layer of the model.
         grad_norms: the estimates of ||dY_n||; ``grad_norms.host_bytes`` is what they take.
         centring: the split of the inputs, and its directions.
+        draws: False in a forward pass whose saved tensors are thrown away (``without_draws``).
         rows_seen, rows_kept: rows that entered sampled layers while training, and rows saved, in
             bytes' worth: what centring keeps counts as rows.
     """
@@ -59,7 +59,7 @@ class Sampler:
         self._randomness = Randomness(config.seed, "rows")
         self._history = History(self.grad_norms)
         self._passes = Passes()
-        self._told, self._draws = False, True
+        self._told, self.draws = False, True
         self._handles: list[Any] = []
         self._reads_two_sequences = False
 
@@ -102,12 +102,7 @@ class Sampler:
         self._history.raise_for_leaks(wait=False)
         facts = Facts(sample_ids, mask)
         if isinstance(mask, Tensor) and self._reads_two_sequences:
-            raise ValueError(
-                "this model has an encoder and a decoder, whose rows one mask cannot tell: give a "
-                'mapping from layer patterns to masks, say {"*encoder.*": attention_mask, '
-                '"*.EncDecAttention.[kv]": attention_mask, "*": labels != -100} for a T5 (keys and '
-                "values of the cross-attention read the encoder's rows), or no mask"
-            )
+            raise ValueError(ONE_MASK_FOR_TWO)
         if facts.sample_ids is not None:
             self.grad_norms.check_ids(facts.sample_ids)
             for one in facts.masks():
@@ -153,7 +148,7 @@ class Sampler:
         flat = x.reshape(-1, x.shape[-1])  # (n, i)
         k = rows_kept(flat.shape[0], self.config.budget)
         exact = self.config.estimator == "full" or k >= flat.shape[0]
-        if self._draws:
+        if self.draws:
             self.rows_seen += flat.shape[0]
             self.rows_kept += flat.shape[0] if exact else k
         if exact:
@@ -174,7 +169,7 @@ class Sampler:
             if rows is None:
                 rows = (
                     gather(flat, shared.kept, dtype, rest)
-                    if self._draws
+                    if self.draws
                     else blank_rows(flat, shared.kept, dtype)
                 )
                 shared.rows = TensorWeakRef(rows)
@@ -192,42 +187,31 @@ class Sampler:
         (n, i), c = flat.shape, known.classes.shape[1]
         q = self.centring.size(n, i, c, k)
         k -= self.centring.cost(n, i, q)
-        if self._draws:
+        if self.draws:
             place, split = self.grad_norms.place(name), None
             norms, squares = known.norms(place), known.squared_norms(place)
             if q > 0:
                 split = self.centring.split(name, flat, known.classes, squares, dtype)
-            generator, estimator = self._randomness.generator(x.device), self.config.estimator
+            generator, estimator = self.generator(x.device), self.config.estimator
             kept, rest = choose(estimator, flat, split, norms, known.even, floor, k, generator)
         else:
             classes = known.classes if q else None
             kept, rest = blank(flat, k, classes, self.centring.rank, dtype), flat
         return Draw(x._version, dtype, kept, Reported(name, rows, of)), rest
 
-    @torch.no_grad()
-    def select_rows(self, rows: Tensor) -> Selection | None:
-        """A draw of the budget's share of ``rows`` (n, f) by their norms, or None for all."""
-        n = rows.shape[0]
-        k = rows_kept(n, self.config.budget)
-        if self.config.estimator == "full" or k >= n:
-            return None
-        norms = row_norms(rows)
-        if not self._draws:
-            return Selection(torch.zeros(k, dtype=torch.int64, device=rows.device), norms[:k])
-        even = even_floor(torch.ones_like(norms), self.config.floor)
-        probabilities = probabilities_of(norms, even, self.config.floor)
-        generator = self._randomness.generator(rows.device)
-        return draw(self.config.estimator, probabilities, k, generator)
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The source of all draws on ``device``."""
+        return self._randomness.generator(device)
 
     @contextmanager
     def without_draws(self) -> Iterator[None]:
         """Let layers keep nothing but the shape of what they would: for a forward pass whose saved
         tensors are thrown away, since it is recomputed. A draw is made once, in the second."""
-        before, self._draws = self._draws, False
+        before, self.draws = self.draws, False
         try:
             yield
         finally:
-            self._draws = before
+            self.draws = before
 
     def settle(self) -> None:
         """Take the norms of the last backward pass into the history now, not at the next batch."""

@@ -17,7 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wtacrs.sampling.estimators import count_winners, inclusion_probabilities, normalise
+from wtacrs.sampling.estimators import count_winners, inclusion_probabilities
+from wtacrs.sampling.select import normalise
 
 
 def outer_gram(a: Tensor, b: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from wtacrs import ESTIMATORS, Selection, select
-from wtacrs.sampling.estimators import count_winners, draw, rows_kept
+from wtacrs.sampling.estimators import count_winners
+from wtacrs.sampling.select import draw, rows_kept
 
 NOT_PROPORTIONAL = {"uniform", "deterministic"}  # the others draw row n with probability ~ p_n
 proportional = pytest.mark.parametrize("name", sorted(ESTIMATORS.keys() - NOT_PROPORTIONAL))

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils.checkpoint import checkpoint
 
 from wtacrs import SamplingConfig, restore_linears_, sample_linears_
-from wtacrs.sampling.estimators import draw
+from wtacrs.sampling.select import draw
 
 reentrant = pytest.mark.parametrize("use_reentrant", [False, True])
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from wtacrs.sampling.estimators import ESTIMATORS, draw, normalise
+from wtacrs.sampling.estimators import ESTIMATORS
+from wtacrs.sampling.select import draw, normalise
 from wtacrs.sampling.variance import (
     expected_squared_error,
     optimal_winners,

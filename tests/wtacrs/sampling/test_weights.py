@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wtacrs.sampling.estimators import draw
+from wtacrs.sampling.select import draw
 from wtacrs.sampling.weights import even_floor, probabilities_of, row_norms, scaled_row_norms
 
 ROWS = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0], [0.0, 2.0]])  # norms 5, 1, 0, 2
