@@ -2,127 +2,109 @@
 
 "block" is gradient checkpointing: of each transformer block only the input is kept. "attention"
 recomputes the attention sublayer alone (norm, q, k, v, scores, o), which holds most of a block's
-activations and a third of its linear products. The first forward pass runs without autograd, so
-nothing is kept and no row is drawn there; the second one, in the backward pass, samples as ever.
-Dropout is replayed.
+activations and a third of its linear products. The price is that part's forward pass, once more.
+
+``torch.utils.checkpoint`` does it, not reentrant. Kept are the tensors that a part is given,
+wherever they lie in its arguments, and the generators' states, so that dropout is replayed. Both
+passes run with autograd, hence whatever leaves the part has its gradient, be it returned or taken
+by a hook (router losses, attention maps); so has a gradient's gradient, and checkpoints nest.
+Nothing that the first pass saves is ever read: sampled layers draw in the second one only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils.checkpoint import checkpoint
+
+from wtacrs.sampling.linear import SampledLinear
+from wtacrs.sampling.sampler import Sampler
 
 RECOMPUTE = ("none", "attention", "block")
 
 
-class _Replay:
-    """The states of torch's generators, to draw the same dropout again."""
+class RecomputedForward:
+    """A module's own ``forward``, which hides that of its class: others find blocks by the class.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        self._enabled = torch.is_autocast_enabled(device.type)
-        self._dtype = torch.get_autocast_dtype(device.type)
-
-    def autocast(self) -> torch.autocast:
-        """Autocast as it was. Without its cache, where a weight that is cast without autograd would
-        be found by a later layer that shares it, and get no gradient."""
-        return torch.autocast(self.device.type, self._dtype, self._enabled, cache_enabled=False)
-
-    def __call__(self, work: Callable[[], Any]) -> Any:
-        cuda = [] if self._cuda is None else [self.device]
-        with torch.random.fork_rng(cuda), torch.enable_grad(), self.autocast():
-            torch.set_rng_state(self._cpu)
-            if self._cuda is not None:
-                torch.cuda.set_rng_state(self._cuda, self.device)
-            return work()
-
-
-class RecomputeFunction(torch.autograd.Function):
-    """Runs ``work(*tensors)`` -> tuple without autograd, and again with it in the backward pass.
-
-    ``tensors`` are the inputs that may need a gradient, ``parameters`` those that ``work`` reads.
+    The module is held weakly: without a cycle, a model that is deleted is freed at once.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any, work: Callable[..., tuple[Any, ...]], count: int, *tensors: Tensor
-    ) -> tuple[Any, ...]:
-        inputs = tensors[:count]
-        ctx.work, ctx.count = work, count
-        ctx.replay = _Replay(inputs[0].device)
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-        with ctx.replay.autocast():
-            return work(*inputs)
+    def __init__(self, module: nn.Module, what: str) -> None:
+        self._module, self._what = weakref.ref(module), what
+        self.hidden: Callable[..., Any] | None = module.__dict__.get("forward")  # also its own
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        inputs, parameters = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        inputs = tuple(x.detach().requires_grad_(x.requires_grad) for x in inputs)
-        outputs = ctx.replay(lambda: ctx.work(*inputs))
-        pairs = [
-            (get_gradient_edge(output), gradient)
-            for output, gradient in zip(outputs, gradients, strict=True)
-            if gradient is not None and isinstance(output, Tensor) and output.requires_grad
-        ]
-        del outputs  # only their graph is needed
-        sources = (*inputs, *parameters)
-        wanted = [x for x in sources if x.requires_grad]
-        found = iter(
-            torch.autograd.grad(
-                [edge for edge, _ in pairs],
-                wanted,
-                [gradient for _, gradient in pairs],
-                allow_unused=True,
-            )
-        )
-        return None, None, *(next(found) if x.requires_grad else None for x in sources)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_module": self._module()}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _module=weakref.ref(state["_module"]))
 
-class Recomputed:
-    """Mixed into the class of a module whose forward pass is recomputed."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        plain = super().forward  # type: ignore[misc]
-        if not torch.is_grad_enabled():
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (module := self._module()) is None:
+            raise ReferenceError("the module of this forward was deleted")
+        plain = self.hidden or partial(type(module).forward, module)
+        if not (module.training and torch.is_grad_enabled()):
             return plain(*args, **kwargs)
-        _refuse_checkpointing(self)  # type: ignore[arg-type]
-        leaves, structure = tree_flatten((args, kwargs))
-        # A cache would take keys and values twice; one that is empty is not read in training.
-        for i, leaf in enumerate(leaves):
-            if hasattr(leaf, "get_seq_length"):
-                if leaf.get_seq_length() > 0:
-                    raise ValueError("a module that is recomputed cannot read a cache with content")
-                leaves[i] = None
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        inputs = [leaves[i] for i in places]
-        parameters = [p for p in self.parameters() if p.requires_grad]  # type: ignore[attr-defined]
-        # What ``work`` holds lives as long as the graph; tensors must go when they are used.
-        others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        result: Any = None
+        if self._what == "block":
+            _refuse_checkpointing(module)
+        # As leaves: hooks see, and checkpoint asks for its generator, only what lies open.
+        leaves, structure = tree_flatten((args, kwargs), is_leaf=_is_cache)
+        leaves = [_without_cache(leaf) for leaf in leaves]
 
-        def work(*tensors: Tensor) -> tuple[Any, ...]:
-            nonlocal result
-            given = [*others]
-            for i, tensor in zip(places, tensors, strict=True):
-                given[i] = tensor
-            arguments, named = tree_unflatten(given, structure)
-            out, result = tree_flatten(plain(*arguments, **named))
-            return tuple(out)
+        def work(*leaves: Any) -> Any:
+            args, kwargs = tree_unflatten(leaves, structure)
+            return plain(*args, **kwargs)
 
-        out = RecomputeFunction.apply(work, len(inputs), *inputs, *parameters)
-        return tree_unflatten(list(out), result)
+        layers = (layer for layer in module.modules() if isinstance(layer, SampledLinear))
+        sampler = next((layer.sampler for layer in layers), None)
+        if sampler is None and torch.compiler.is_compiling():
+            return checkpoint(work, *leaves, use_reentrant=False)  # which is traced whole
+        run: Any = torch.compiler.disable(checkpoint)  # with contexts it cannot be traced
+        contexts = lambda: (_first_pass(sampler), nullcontext())  # noqa: E731
+        return tree_map(_as_new, run(work, *leaves, use_reentrant=False, context_fn=contexts))
+
+
+def _is_cache(leaf: Any) -> bool:
+    return hasattr(leaf, "get_seq_length")
+
+
+def _without_cache(leaf: Any) -> Any:
+    """A cache would take keys and values twice; one that is empty is not read in training."""
+    if not _is_cache(leaf):
+        return leaf
+    if leaf.get_seq_length() > 0:
+        raise ValueError("a module that is recomputed cannot read a cache with content")
+    return None
+
+
+@contextmanager
+def _first_pass(sampler: Sampler | None) -> Iterator[None]:
+    """Draws nothing. Autocast's cache is off, for it would hold what this pass does not keep: a
+    copy of each weight, until the model returns."""
+    caches = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with nullcontext() if sampler is None else sampler.without_draws():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(caches)
+
+
+def _as_new(x: Any) -> Any:
+    """A view, if the norm that made ``x`` says that it keeps it, which is not so in a first pass: a
+    sampled layer outside would refer to all of ``x`` in vain."""
+    return x.view_as(x) if getattr(getattr(x, "grad_fn", None), "keeps_output", False) else x
 
 
 def recompute_(model: nn.Module, what: str) -> list[str]:
-    """Have parts of ``model`` recomputed in the backward pass, in place.
+    """Have parts of ``model`` recomputed in the backward pass, in place, while it trains.
 
     Args:
         model: a model with transformer blocks (members of an ``nn.ModuleList``).
@@ -133,14 +115,15 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
         The qualified names of the modules that are recomputed.
 
     Raises:
-        ValueError: ``what`` is unknown, nothing matches, or the model checkpoints or recomputes
-            already.
+        ValueError: ``what`` is unknown, nothing matches, or the model recomputes already; "block"
+            also where the model checkpoints its blocks, in which "attention" may be recomputed.
     """
     if what not in RECOMPUTE:
         raise ValueError(f"recompute={what!r} is unknown; choose {', '.join(RECOMPUTE)}")
     if what == "none":
         return []
-    _refuse_checkpointing(model)
+    if what == "block":
+        _refuse_checkpointing(model)
     chosen: dict[str, nn.Module] = {}
     for name, module in _in_blocks(model):
         wanted = "Attention" in type(module).__name__ if what == "attention" else True
@@ -153,11 +136,10 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
             f"this {type(model).__name__} has no module {looked_for} (a member of an "
             f"nn.ModuleList); classes inside blocks: {classes}"
         )
-    if any(isinstance(module, Recomputed) for module in model.modules()):
+    if any(isinstance(m.__dict__.get("forward"), RecomputedForward) for m in model.modules()):
         raise ValueError("the model is recomputed already; call restore_forward_(model) first")
     for module in chosen.values():
-        plain = type(module)
-        module.__class__ = type(f"Recomputed{plain.__name__}", (Recomputed, plain), {})
+        module.forward = RecomputedForward(module, what)
     return [*chosen]
 
 
@@ -172,8 +154,10 @@ def _refuse_checkpointing(model: nn.Module) -> None:
 def restore_forward_(model: nn.Module) -> None:
     """Undo ``recompute_``, in place."""
     for module in model.modules():
-        if isinstance(module, Recomputed):
-            module.__class__ = type(module).__bases__[1]
+        if isinstance(forward := module.__dict__.get("forward"), RecomputedForward):
+            del module.forward
+            if forward.hidden is not None:
+                module.forward = forward.hidden
 
 
 def _in_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -7,6 +7,7 @@ from torch import nn
 from wtacrs import ESTIMATORS, SamplingConfig, sample_linears_
 
 BIASED = {"deterministic"}  # every other estimator has to pass the statistics
+WORST = pytest.StashKey[list]()  # (|z|, test) of each statistical test that passed
 
 
 @pytest.fixture(params=sorted(ESTIMATORS))
@@ -44,13 +45,27 @@ def check_unbiased(estimates, exact, rounding=0.0):
     direction = torch.randn(exact.shape, generator=torch.Generator().manual_seed(2)).double()
     errors = ((estimates.double() - exact.double()) * direction).flatten(1).sum(1)
     standard_error = errors.std() / len(errors) ** 0.5
-    allowed = 4.5 * standard_error + (rounding * direction.abs()).sum()
+    rounded = (rounding * direction.abs()).sum()
+    allowed = 4.5 * standard_error + rounded
     assert errors.mean().abs() <= allowed, f"{errors.mean():.3g} is not within {allowed:.3g} of 0"
+    return float((errors.mean().abs() - rounded).clamp(min=0) / standard_error)
 
 
 @pytest.fixture
-def assert_unbiased():
-    return check_unbiased
+def assert_unbiased(request):
+    """``check_unbiased``, whose worst |z| the end of the session tells."""
+
+    def check(*arguments, **named):
+        z = check_unbiased(*arguments, **named)
+        request.config.stash.setdefault(WORST, []).append((z, request.node.nodeid))
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if found := config.stash.get(WORST, []):
+        z, name = max(found)
+        terminalreporter.write_line(f"worst |z| of {len(found)} statistical tests: {z:.2f}, {name}")
 
 
 class Block(nn.Module):

@@ -3,17 +3,20 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import register_pytree_node
 
 from tests.wtacrs.tiny import (
     assert_same_step,
     batch_of,
     models,
     step,
+    tiny_bert,
     tiny_llama,
     tiny_t5,
 )
 from wtacrs.attention import set_attention
 from wtacrs.lossless import restore_layers_, save_less_
+from wtacrs.memory import StorageTracker
 from wtacrs.recompute import recompute_, restore_forward_
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])
@@ -199,6 +202,33 @@ def test_a_cache_with_content(what):
         model(ids[:, 6:], past_key_values=cache)
 
 
+class Registered:
+    """A cache that pytree can take apart, as transformers makes its own for torch.export."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def get_seq_length(self):
+        return self.length
+
+
+class Reader(nn.Module):
+    """A block that tells which cache it is given."""
+
+    def forward(self, x, cache):
+        return x, cache
+
+
+def test_a_cache_that_is_a_pytree():
+    """It is looked at before it falls into parts."""
+    register_pytree_node(Registered, lambda x: ([x.length], None), lambda x, _: Registered(*x))
+    model = nn.Sequential(nn.ModuleList([Reader()]))
+    recompute_(model, "block")
+    assert model[0][0](torch.ones(2), Registered(0))[1] is None
+    with pytest.raises(ValueError, match="cache"):
+        model[0][0](torch.ones(2), Registered(3))
+
+
 @parts
 @models
 def test_without_training_it_is_the_plain_model(make, what):
@@ -208,3 +238,46 @@ def test_without_training_it_is_the_plain_model(make, what):
     assert torch.equal(model(**batch_of(model)).logits, expected)
     with torch.no_grad():
         assert torch.equal(model(**batch_of(model)).logits, expected)
+
+
+@parts
+@pytest.mark.parametrize("make", [tiny_t5, tiny_llama], ids=["t5", "llama"])
+def test_eval_mode_with_grad_is_the_plain_model(make, what):
+    """Attributions, prefix tuning: the cache is filled and read, and keys get their gradients."""
+
+    def gradient_through_the_cache(model):
+        batch = batch_of(model) | {"use_cache": True}
+        if model.config.is_encoder_decoder:
+            start = {**batch, "labels": None, "decoder_input_ids": batch.pop("labels").clamp(min=0)}
+            out = model(**start)
+            later = model(**start | {"past_key_values": out.past_key_values}).logits
+        else:
+            out = model(batch["input_ids"][:, :6], use_cache=True)
+            later = model(batch["input_ids"][:, 6:], past_key_values=out.past_key_values).logits
+        assert out.past_key_values.get_seq_length() > 0
+        model.zero_grad()
+        later.square().sum().backward()
+        return later.detach(), [p.grad for p in model.parameters() if p.grad is not None]
+
+    model = make().eval()
+    logits, gradients = gradient_through_the_cache(model)
+    recompute_(model, what)
+    again, same = gradient_through_the_cache(model)
+    assert torch.equal(again, logits)
+    for mine, plain in zip(same, gradients, strict=True):
+        assert torch.equal(mine, plain)
+
+
+@parts
+def test_what_autocast_has_cast_is_not_kept(what):
+    """Autocast's cache would hold a copy of each weight until the whole model returns."""
+    model = tiny_bert(hidden_size=64, intermediate_size=256)
+    recompute_(model, what)
+    block = model.bert.encoder.layer[0]
+    part = block.attention if what == "attention" else block
+    hidden = torch.randn(1, 2, 64, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), StorageTracker() as tracker:
+        out = part(hidden)
+        assert tracker.current_bytes < 64 * 64 * 2  # of the smallest weight in bfloat16
+        assert torch.is_autocast_cache_enabled()  # for the rest of the model
+    assert out is not None

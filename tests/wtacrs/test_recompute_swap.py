@@ -40,14 +40,16 @@ def recomputed(make, what):
 @parts
 @models
 def test_what_is_recomputed(make, what):
-    """By name: each block, or its outermost modules of attention, norm and dropout included."""
+    """By name: each block, or its outermost modules of attention, norm and dropout included. The
+    classes stay, by which FSDP and others find blocks."""
     model = make()
     keys, types = [*model.state_dict()], [type(m) for m in model.modules()]
     assert recompute_(model, "none") == []
     assert [type(m) for m in model.modules()] == types
     names = recompute_(model, what)
     assert names == NAMES[model.config.model_type, what]
-    assert [n for n, m in model.named_modules() if "Recomputed" in type(m).__name__] == names
+    assert [n for n, m in model.named_modules() if "forward" in vars(m)] == names
+    assert [type(m) for m in model.modules()] == types
     assert [*model.state_dict()] == keys
 
 
@@ -126,6 +128,16 @@ def test_on_fake_tensors(make, what):
         step(model, fake_batch_of(model, mode))
 
 
+def test_compiled_whole(make_encoder, exact_step):
+    """torch.compile traces a checkpoint without leaving the graph."""
+    model = make_encoder(blocks=2)
+    expected = exact_step(model, None)
+    recompute_(model, "block")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for name, gradient in exact_step(model, None, compiled).items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
 def test_unknown():
     with pytest.raises(ValueError, match="'blocks' is unknown; choose none, attention, block"):
         recompute_(tiny_bert(), "blocks")
@@ -157,6 +169,9 @@ def test_gradient_checkpointing_conflicts():
         recompute_(model, "block")
     model.gradient_checkpointing_disable()
     assert recompute_(model, "block")
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="gradient checkpointing enabled already; leave recompute"):
+        model(**batch_of(model))
 
 
 @parts
