@@ -5,8 +5,8 @@ STAMP := .venv/.installed
 DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/demo/runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench table figure-variance ablation table2 figure-memory figure-batch \
-	models test check format
+.PHONY: help setup demo bench table figure-variance ablation centred table2 figure-memory \
+	figure-batch models test check format
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,9 +43,10 @@ bench: $(STAMP) ## measure the time of a step, sampled and under the memory pres
 
 SWEEP = HF_HUB_OFFLINE=1 $(PY) run.py -m
 
-figure-variance: $(STAMP) ## error of dW on real training, table and figures (GLUE_DIR; about an hour)
+figure-variance: $(STAMP) ## error of dW on real training, tables and figures (GLUE_DIR; make models; hours)
 	$(SWEEP) experiment=variance task=cola,sst2
 	$(SWEEP) experiment=variance task=rte training.batch_size=8 task.max_train_rows=256
+	$(SWEEP) experiment=variance task=cola model=mpnet_base training.learning_rate=3e-5
 	$(PY) -m experiments.figures variance results/variance
 
 SEEDS ?= 0,1,2
@@ -53,9 +54,17 @@ BUDGETS ?= 0.1,0.3
 ablation: $(STAMP) ## accuracy against budget (GLUE_DIR; hours; SEEDS=0,1,2 BUDGETS=0.1,0.3)
 	$(SWEEP) experiment=ablation task=cola,rte seed=$(SEEDS) estimator=full
 	$(SWEEP) experiment=ablation task=cola,rte seed=$(SEEDS) budget=$(BUDGETS) \
-		estimator=uniform,crs,deterministic,wtacrs,pps
+		estimator=uniform,crs,deterministic,wtacrs,pps estimator.center=none
 	$(PY) -m experiments.tables results/ablation --output results/tables/ablation
 	$(PY) -m experiments.figures ablation results/ablation
+
+centred: $(STAMP) ## scores of centred pps beside full, pps and wtacrs on CoLA (GLUE_DIR; hours)
+	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=full
+	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=wtacrs budget=$(BUDGETS)
+	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=pps estimator.center=none,lowrank \
+		budget=$(BUDGETS)
+	$(PY) -m experiments.tables results/centred --output results/tables/centred --splice README.md
+	$(PY) -m experiments.figures ablation results/centred
 
 table: $(STAMP) ## rebuild results/tables and the README's table from results/runs
 	$(PY) -m experiments.tables results/runs --output results/tables/runs --splice README.md

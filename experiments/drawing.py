@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-COLOURS = {  # Okabe and Ito's, told apart by most colour-blind readers
-    "full": "#000000",
-    "uniform": "#999999",
-    "crs": "#E69F00",
-    "deterministic": "#CC79A7",
-    "wtacrs": "#0072B2",
-    "pps": "#009E73",
+LOOKS = {  # Okabe and Ito's colours, told apart by most colour-blind readers; and a marker
+    "full": ("#000000", "None"),  # a line across
+    "uniform": ("#999999", "s"),
+    "crs": ("#E69F00", "^"),
+    "deterministic": ("#CC79A7", "X"),
+    "wtacrs": ("#0072B2", "o"),
+    "wtacrs_exact": ("#000000", "P"),
+    "pps": ("#009E73", "D"),
+    "pps/classes": ("#56B4E9", "v"),
+    "pps/lowrank": ("#D55E00", "*"),
 }
 DODGE = 4  # points between estimators at one budget: their spreads must not cover each other
 STYLE = {
@@ -45,25 +49,59 @@ def save(figure: Any, path: Path) -> None:
     print(path.with_suffix(".svg"))
 
 
-def panels(tasks: list[str], draw: Callable[[Axes, str], None], label: str) -> Any:
-    """One panel a task, side by side, with one legend at the right."""
-    width = 3.6 * len(tasks) + 1.6
-    figure, axes = plt.subplots(1, len(tasks), figsize=(width, 3.4), sharey=True, squeeze=False)
-    for axis, task in zip(axes[0], tasks, strict=True):
-        draw(axis, task)
-        axis.set_title(task)
-    axes[0][0].set_ylabel(label)
-    legend_of_all(axes[0])
+def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Method -> how to plot it: colour, marker and line, no two alike; a biased one is dashed.
+
+    A method without a look of its own takes one that is free in this figure.
+    """
+    methods = list(dict.fromkeys(methods))
+    free = [look for name, look in LOOKS.items() if name not in (*methods, "full")]
+    strangers = (method for method in methods if method not in LOOKS)
+    given = LOOKS | dict(zip(strangers, cycle(free), strict=False))
+    return {
+        method: {
+            "color": given[method][0],
+            "marker": given[method][1],
+            "markersize": 9 if given[method][1] == "*" else 6,
+            "linestyle": "--" if method.startswith("deterministic") else "-",
+        }
+        for method in methods
+    }
+
+
+def panels(names: list[str], draw: Callable[[Axes, str], None], label: str) -> Any:
+    """One panel a name, two or three a row, with the same axes; one legend at the right."""
+    columns = 2 if len(names) == 4 else min(len(names), 3)
+    rows = -(-len(names) // columns)
+    size = (4 * columns + 1.6, 3.4 * rows + 0.2)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    used, unused = axes.flat[: len(names)], axes.flat[len(names) :]
+    for place, (axis, name) in enumerate(zip(used, names, strict=True)):
+        draw(axis, name)
+        axis.set_title(name)
+        if place + columns < len(names):
+            axis.set_xlabel("")
+        else:  # nothing below it
+            axis.tick_params(labelbottom=True)
+    for axis in unused:
+        axis.remove()
+    figure.supylabel(label, fontsize="medium")
+    legend_of_all(used, figure)
     return figure
 
 
-def legend_of_all(axes: Any) -> None:
-    """One legend at the right of the last of ``axes``, of what any of them shows."""
+def legend_of_all(axes: Any, figure: Any = None) -> None:
+    """One legend of what any of ``axes`` shows, at the right of the last or of the ``figure``."""
     shown = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))
-    axes[-1].legend(shown.values(), shown, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    if figure is not None:
+        figure.legend(shown.values(), shown, loc="outside right center")
+    else:
+        axes[-1].legend(shown.values(), shown, loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
 def ablation_figure(table: pd.DataFrame) -> Any:
@@ -74,6 +112,7 @@ def ablation_figure(table: pd.DataFrame) -> Any:
     Args:
         table: as ``experiments.tables.aggregate`` gives it.
     """
+    look = looks(table["estimator"])
     tasks = sorted(table["task"].unique())
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks) + 1.6, 3.4), squeeze=False)
     figure.subplots_adjust(wspace=0.3)
@@ -82,38 +121,50 @@ def ablation_figure(table: pd.DataFrame) -> Any:
         _baseline(axis, rows[rows["estimator"] == "full"])
         lines = [*rows[rows["estimator"] != "full"].groupby("estimator", sort=False)]
         for place, (estimator, line) in enumerate(lines):
-            _scores(axis, str(estimator), line, DODGE * (place - (len(lines) - 1) / 2))
+            _scores(
+                axis,
+                line,
+                DODGE * (place - (len(lines) - 1) / 2),
+                label=estimator,
+                **look[estimator],
+            )
         seeds = sorted({int(rows["n"].min()), int(rows["n"].max())})
         axis.set_title(f"{task} (n = {' to '.join(map(str, seeds))})")
         axis.set_ylabel(f"{rows['metric'].iloc[0].replace('_', ' ')} × 100, best epoch")
-        axis.set_xlabel("budget k / n")
-        budgets = rows.loc[rows["estimator"] != "full", "budget"].unique()
-        axis.xaxis.set_major_locator(FixedLocator(sorted(budgets)))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.margins(x=0.15)
+        budget_axis(axis, rows.loc[rows["estimator"] != "full", "budget"])
     legend_of_all(axes[0])
     return figure
 
 
 def _baseline(axis: Axes, full: pd.DataFrame) -> None:
     for mean, spread in zip(100 * full["best"], 100 * full["best_std"].fillna(0), strict=True):
-        axis.axhline(mean, color=COLOURS["full"], lw=1, label="full")
-        axis.axhspan(mean - spread, mean + spread, color=COLOURS["full"], alpha=0.1)
+        axis.axhline(mean, color=LOOKS["full"][0], lw=1, label="full")
+        axis.axhspan(mean - spread, mean + spread, color=LOOKS["full"][0], alpha=0.1)
 
 
-def _scores(axis: Axes, estimator: str, line: pd.DataFrame, points: float) -> None:
-    """Mean and spread of one estimator, drawn ``points`` to the right of its budgets."""
-    dodge = ScaledTranslation(points / 72, 0, axis.figure.dpi_scale_trans)
+def _scores(axis: Axes, line: pd.DataFrame, points: float, **look: Any) -> None:
+    """Mean and spread of one method, drawn ``points`` to the right of its budgets."""
     mean, spread = 100 * line["best"], 100 * line["best_std"].fillna(0)
-    axis.errorbar(
-        line["budget"],
-        mean,
-        spread,
-        marker="o",
-        capsize=3,
-        color=COLOURS.get(estimator),
-        label=estimator,
-        transform=axis.transData + dodge,
-    )
-    for end in (mean - spread, mean + spread):  # an offset in points does not enter the limits
-        axis.update_datalim([*zip(line["budget"], end, strict=True)])
+    bars(axis, line["budget"], mean, (mean - spread, mean + spread), points, capsize=3, **look)
+
+
+def bars(axis: Axes, x: Any, y: Any, ends: tuple[Any, Any], points: float, **look: Any) -> None:
+    """A line with a bar from one of ``ends`` to the other at each point, ``points`` to the right.
+
+    The data stay where they are: the bars of two lines must not cover each other, no more.
+    """
+    dodge = ScaledTranslation(points / 72, 0, axis.figure.dpi_scale_trans)
+    spread = (y - ends[0], ends[1] - y)
+    axis.errorbar(x, y, spread, transform=axis.transData + dodge, **look)
+    for end in ends:  # an offset in points does not enter the limits
+        axis.update_datalim([*zip(x, end, strict=True)])
+
+
+def budget_axis(axis: Axes, budgets: Iterable[float]) -> None:
+    """Ticks at the budgets alone."""
+    budgets = sorted(set(budgets))
+    axis.set_xlabel("budget k / n")
+    axis.xaxis.set_major_locator(FixedLocator(budgets))
+    axis.xaxis.set_major_formatter(FixedFormatter([f"{budget:g}" for budget in budgets]))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.margins(x=0.15)

@@ -1,13 +1,14 @@
 """Records -> figures, SVG and PNG: python -m experiments.figures variance results/variance.
 
-variance: the four figures and the table of experiment=variance, from its records.
-ablation: score against budget per estimator, from the records of runs.
+variance: the four figures and the two tables of experiment=variance, from its records.
+ablation: score against budget per method, from the records of runs; named after their folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +17,56 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from experiments.drawing import COLOURS, STYLE, ablation_figure, panels, save
+from experiments.drawing import STYLE, ablation_figure, bars, budget_axis, looks, panels, save
 from experiments.errors import UserError
 from experiments.tables import aggregate, load_runs
 from experiments.variance_data import (
+    RUN,
+    SOURCES,
+    Probes,
     error_frame,
-    geometric_mean,
+    label,
     layer_type,
     load_probes,
+    summarise,
     winner_frame,
 )
+from experiments.variance_tables import probe_table, variance_table
 
 BUDGET = 0.3  # where a figure shows one budget only
+DODGE = 2.5  # points between methods at one budget
+SOURCE_METHODS = ("wtacrs", "pps", "pps/lowrank")
+TOTAL = "total squared error of dW / total ||dW||²"
+INPUT_LOOKS = (
+    *(("#E69F00", "-"), ("#CC79A7", "--"), ("#009E73", "-."), ("#0072B2", ":")),
+    *(("#D55E00", "-"), ("#56B4E9", "--")),
+)
+SOURCE_LOOKS = {"none": ("#999999", "s"), "position": ("#E69F00", "^"), "auto": ("#0072B2", "o")}
 
 
-def winner_mass_figure(probes: dict[str, list[dict[str, Any]]]) -> Any:
-    """P_c against c / n per layer type, true weights, last probe; and Theorem 2's line c / k."""
+def winner_mass_figure(probes: Probes) -> Any:
+    """P_c against c / n per kind of input, true weights, last probe; and Theorem 2's line c / k.
 
-    def draw(axis: Axes, task: str) -> None:
+    An input is named by the first layer that reads it: "into query" stands for key and value too.
+    """
+    kinds = [layer_type(name) for run in probes for name in probes[run][-1]["winner_mass"]]
+    shown = dict(zip(dict.fromkeys(kinds), cycle(INPUT_LOOKS), strict=False))
+
+    def draw(axis: Axes, run: str) -> None:
         curves: dict[str, list[list[float]]] = {}
-        for name, curve in probes[task][-1]["winner_mass"].items():
+        for name, curve in probes[run][-1]["winner_mass"].items():
             curves.setdefault(layer_type(name), []).append(curve)
-        for name, group in curves.items():
+        axis.plot([0, BUDGET], [0, 1], "k", lw=1, label=f"c / k at budget {BUDGET:g}")
+        for kind, group in curves.items():
             mean = np.mean(group, axis=0)
             share = np.linspace(0, 1, len(mean) + 1)
-            axis.plot(share, [0, *mean], label=name)
-        axis.plot([0, BUDGET], [0, 1], "k--", lw=1, label=f"c / k at budget {BUDGET:g}")
+            axis.plot(
+                share,
+                [0, *mean],
+                label=f"into {kind}",
+                color=shown[kind][0],
+                linestyle=shown[kind][1],
+            )
         axis.set_xlabel("winners, share of valid rows c / n")
         axis.set_xlim(0, 1)
 
@@ -49,52 +74,55 @@ def winner_mass_figure(probes: dict[str, list[dict[str, Any]]]) -> Any:
 
 
 def budget_figure(errors: pd.DataFrame) -> Any:
-    """Error against budget per estimator, source auto, last probe.
+    """Total error against budget per method, source auto: mean over the probes, bar their range.
 
-    k counts padding too, so a large budget can keep every valid row: that is exact, and no point.
+    Only probes that draw: an exact one, whose valid rows all fit into the budget, has no place on
+    a logarithmic axis.
     """
-    last = errors[(errors["source"] == "auto") & errors["is_last"]]
+    chosen = errors[(errors["source"] == "auto") & errors["drawn"]]
+    look = looks(chosen["method"])
+    dodges = {method: DODGE * (at - (len(look) - 1) / 2) for at, method in enumerate(look)}
 
-    def draw(axis: Axes, task: str) -> None:
-        for estimator, rows in last[last["task"] == task].groupby("estimator", sort=False):
-            means = rows.groupby("budget")["error"].apply(geometric_mean)
-            dashed = "--" if estimator == "deterministic" else "-"
-            label = f"{estimator} (bias²)" if estimator == "deterministic" else estimator
-            axis.plot(
-                means.index, means, dashed, marker="o", color=COLOURS.get(estimator), label=label
-            )
+    def draw(axis: Axes, run: str) -> None:
+        axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_xlabel("budget k / n")
+        for method in look:
+            rows = chosen[(chosen[RUN] == run) & (chosen["method"] == method)]
+            totals = rows.groupby("budget")["total"].agg(["mean", "min", "max"]).reset_index()
+            totals = totals[totals["min"] > 0]
+            ends = totals["min"], totals["max"]
+            named = {"label": label(method), "elinewidth": 1, **look[method], "markersize": 5}
+            bars(axis, totals["budget"], totals["mean"], ends, dodges[method], **named)
+        budget_axis(axis, chosen["budget"])
 
-    return panels(sorted(last["task"].unique()), draw, "relative squared error of dW")
+    names = [*errors[RUN].unique()]
+    return panels(names, draw, f"{TOTAL}\nmean and range over probes that draw")
 
 
 def source_figure(errors: pd.DataFrame) -> Any:
-    """Error by source in the first and the last epoch that were probed, wtacrs and pps."""
-    rows = errors[(errors["budget"] == BUDGET) & (errors["is_first"] | errors["is_last"])]
-    sources = list(dict.fromkeys(rows["source"]))
-    bars = [(e, first) for e in ("wtacrs", "pps") for first in (True, False)]
+    """Total error by source at the first and the last probe."""
+    rows = errors[errors["budget"] == BUDGET]
+    sources = [source for source in SOURCES if source in set(rows["source"])]
+    look = looks(SOURCE_METHODS)
+    slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
 
-    def draw(axis: Axes, task: str) -> None:
-        for at, (estimator, first) in enumerate(bars):
-            chosen = rows[(rows["task"] == task) & (rows["estimator"] == estimator)]
-            chosen = chosen[chosen["is_first"] if first else chosen["is_last"]]
-            means = chosen.groupby("source")["error"].apply(geometric_mean).reindex(sources)
-            epoch = chosen["epoch"].iloc[0]
-            axis.bar(
-                np.arange(len(sources)) + (at - 1.5) * 0.2,
-                means,
-                width=0.2,
-                color=COLOURS[estimator],
-                alpha=0.45 if first else 1.0,
-                label=f"{estimator}, epoch {epoch}",
-            )
+    def draw(axis: Axes, run: str) -> None:
+        for at, method in enumerate(SOURCE_METHODS):
+            for probe, filled in (("is_first", "none"), ("is_last", look[method]["color"])):
+                chosen = rows[(rows[RUN] == run) & (rows["method"] == method) & rows[probe]]
+                totals = chosen.set_index("source")["total"].reindex(sources)
+                axis.plot(
+                    np.arange(len(sources)) + (at - 1) * 0.22,
+                    totals.where(totals > 0),
+                    **{**look[method], "linestyle": "none"},
+                    markerfacecolor=filled,
+                    label=f"{method}, {probe[3:]} probe",
+                )
         axis.set_yscale("log")
-        axis.set_xticks(range(len(sources)), sources, rotation=60, ha="right")
+        axis.set_xticks(range(len(sources)), [SOURCES[source] for source in sources], **slant)
         axis.set_xlabel("source of gradient norms")
 
-    tasks = sorted(rows["task"].unique())
-    return panels(tasks, draw, f"relative squared error of dW\nat budget {BUDGET:g}")
+    return panels([*errors[RUN].unique()], draw, f"{TOTAL}\nat budget {BUDGET:g}")
 
 
 def winners_figure(winners: pd.DataFrame, errors: pd.DataFrame) -> Any:
@@ -102,65 +130,39 @@ def winners_figure(winners: pd.DataFrame, errors: pd.DataFrame) -> Any:
 
     Budgets that keep every valid row are left out: there is nothing to win.
     """
-    drawn = errors.loc[errors["is_last"], ["task", "budget"]]
-    last = winners[winners["is_last"] & winners["source"].isin(["none", "position", "auto"])]
+    drawn = errors.loc[errors["is_last"] & errors["drawn"], [RUN, "budget"]]
+    last = winners[winners["is_last"] & winners["source"].isin(SOURCE_LOOKS)]
     last = last.merge(drawn.drop_duplicates())
 
-    def draw(axis: Axes, task: str) -> None:
-        for source, rows in last[last["task"] == task].groupby("source", sort=False):
+    def draw(axis: Axes, run: str) -> None:
+        for source, rows in last[last[RUN] == run].groupby("source", sort=False):
             means = rows.groupby("budget")["share"].mean()
-            axis.plot(means.index, means, marker="o", label=source)
+            colour, marker = SOURCE_LOOKS[str(source)]
+            axis.plot(means.index, means, color=colour, marker=marker, label=SOURCES[str(source)])
         axis.set_ylim(0, 1)
-        axis.set_xlabel("budget k / n")
+        budget_axis(axis, last["budget"])
 
-    return panels(sorted(last["task"].unique()), draw, "winners, share of kept rows c / k")
-
-
-def variance_table(errors: pd.DataFrame) -> str:
-    """Markdown: geometric mean of the error per layer type, source auto, budget 0.3, last probe."""
-    chosen = errors[(errors["source"] == "auto") & (errors["budget"] == BUDGET) & errors["is_last"]]
-    chosen = pd.concat([chosen, chosen.assign(layer_type="all")])
-    estimators = list(dict.fromkeys(chosen["estimator"]))
-    groups = chosen.groupby(["task", "layer_type", "estimator"], sort=False)["error"]
-    table = groups.apply(geometric_mean).unstack()[estimators].map("{:.2g}".format)
-    n = groups.size().unstack()[estimators[0]].astype(str)
-    table.insert(0, "layers", n)
-    return table.reset_index().to_markdown(index=False, disable_numparse=True) + "\n"
+    return panels([*errors[RUN].unique()], draw, "winners, share of kept rows c / k")
 
 
-def probe_table(errors: pd.DataFrame) -> str:
-    """Markdown: geometric mean of the error over all layers at each probe, budget 0.3.
-
-    Columns are estimators with the source auto, and wtacrs with the source none.
-    """
-    chosen = errors[(errors["budget"] == BUDGET) & errors["source"].isin(["auto", "none"])]
-    chosen = chosen[(chosen["source"] == "auto") | (chosen["estimator"] == "wtacrs")]
-    column = chosen["estimator"] + chosen["source"].map({"auto": "", "none": ", none"})
-    groups = chosen.assign(column=column).groupby(["task", "step", "epoch", "column"])["error"]
-    table = groups.apply(geometric_mean).unstack().map("{:.3g}".format)
-    return table.reset_index().to_markdown(index=False, disable_numparse=True) + "\n"
-
-
-def variance(folder: Path, output: Path) -> None:
+def variance(folder: Path, output: Path, name: str) -> None:
     """All that experiment=variance shows."""
     probes = load_probes(folder)
-    errors, winners = error_frame(probes), winner_frame(probes)
-    save(winner_mass_figure(probes), output / "figures" / "variance_winner_mass")
-    save(budget_figure(errors), output / "figures" / "variance_budget")
-    save(source_figure(errors), output / "figures" / "variance_source")
-    save(winners_figure(winners, errors), output / "figures" / "variance_winners")
-    table = output / "tables" / "variance.md"
-    table.parent.mkdir(parents=True, exist_ok=True)
-    table.write_text(variance_table(errors))
-    print(table)
-    probes_table = table.with_name("variance_probes.md")
-    probes_table.write_text(probe_table(errors))
-    print(probes_table)
+    errors, winners = summarise(error_frame(probes)), winner_frame(probes)
+    save(winner_mass_figure(probes), output / "figures" / f"{name}_winner_mass")
+    save(budget_figure(errors), output / "figures" / f"{name}_budget")
+    save(source_figure(errors), output / "figures" / f"{name}_source")
+    save(winners_figure(winners, errors), output / "figures" / f"{name}_winners")
+    (output / "tables").mkdir(parents=True, exist_ok=True)
+    for end, text in (("", variance_table(errors)), ("_probes", probe_table(errors))):
+        path = output / "tables" / f"{name}{end}.md"
+        path.write_text(text, encoding="utf-8")
+        print(path)
 
 
-def ablation(folder: Path, output: Path) -> None:
-    """The figure of experiment=ablation."""
-    save(ablation_figure(aggregate(load_runs(folder))), output / "figures" / "ablation")
+def ablation(folder: Path, output: Path, name: str) -> None:
+    """The figure of experiment=ablation, and of experiment=centred."""
+    save(ablation_figure(aggregate(load_runs(folder))), output / "figures" / name)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -173,10 +175,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("records", type=Path)
     parser.add_argument("--output", type=Path, default=Path("results"))
+    parser.add_argument("--name", help="how files begin; else the folder of the records is it")
     options = parser.parse_args(arguments)
+    name = options.name or options.records.resolve().name
     try:
         with plt.rc_context(STYLE):
-            kinds[options.kind](options.records, options.output)
+            kinds[options.kind](options.records, options.output, name)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

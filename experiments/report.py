@@ -1,4 +1,4 @@
-"""The short table at the end of a run."""
+"""The short table at the end of a run; and the words that all tables share."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ MISSING = "–"
 LEAST_SHARE = 0.01  # rows below it are summed up; the record has them all
 
 
+def method_name(estimator: str, center: str | None) -> str:
+    """The estimator, with what it centres if it does: "pps", "pps/lowrank"."""
+    return estimator if center in (None, "none") or estimator == "full" else f"{estimator}/{center}"
+
+
 def show(record: RunRecord, path: Path) -> None:
     """Print what a completed run reached and what it cost."""
     config = record.config
     title = f"{config['task']['name']} · {config['model']['name']} · {config['tuning']['name']}"
-    estimator = f"{config['estimator']['name']}@{config['budget']:g}, seed {config['seed']}"
+    method = method_name(config["estimator"]["name"], config["estimator"].get("center"))
     table = Table(show_header=False)
     if (metrics := record.metrics) is not None:
         main, loss = metrics["main"], metrics["train_loss"]
@@ -42,7 +47,7 @@ def show(record: RunRecord, path: Path) -> None:
             text = f"{rate:.1f} samples/s ({throughput['step_seconds']['median']:.3f} s a step)"
         table.add_row("throughput", text)
     table.add_row("sampled layers", str((record.sampling or {}).get("layers")))
-    print(f"{title} · {estimator}")
+    print(f"{title} · {method}@{config['budget']:g}, seed {config['seed']}")
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(table)
     if record.attribution is not None:

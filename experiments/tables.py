@@ -1,8 +1,9 @@
 """Records -> one Markdown and one CSV table: python -m experiments.tables results/runs.
 
-A row is an estimator, a budget and a memory preset; seeds are averaged, with their number and
-standard deviation beside the mean. Ratios are against the plain model (estimator "full", memory
-"plain") of the same task, model, tuning and settings. What is not known is shown as missing.
+A row is a method, a budget and a memory preset; seeds are averaged, with their number and standard
+deviation beside the mean. Ratios, and differences paired by seed (``experiments.paired``), are
+against the plain model (estimator "full", memory "plain") of the same task, model, tuning and
+settings. What is not known is shown as missing.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import UserError
+from experiments.paired import paired_to_full
 from experiments.records import RunRecord, config_hash, read_record
-from experiments.report import MIB, MISSING
+from experiments.report import MIB, MISSING, method_name
 
 # What tells settings apart once the method (estimator, budget, memory) and the seed are taken away.
 # Runs that measured memory alone have no metric, and a baseline of their own.
@@ -58,7 +60,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "model": config["model"]["name"],
         "tuning": config["tuning"]["name"],
         "settings": config_hash(config, without=(*METHOD, "seed", "measure")),
-        "estimator": estimator,
+        "estimator": method_name(estimator, config["estimator"].get("center")),
         "order": sampled,
         "budget": config["budget"],
         "grad_norms": config["estimator"].get("grad_norms") if sampled else None,
@@ -75,7 +77,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
 
 
 def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation and number over seeds, and ratios to full."""
+    """Mean, standard deviation and number over seeds; differences and ratios to full."""
     keys = [*GROUP, "estimator", "order", "budget", "grad_norms", "memory", "method"]
     table = (
         runs.groupby(keys, dropna=False)
@@ -90,6 +92,7 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
             samples_per_second=("samples_per_second", "mean"),
         )
         .reset_index()
+        .merge(paired_to_full(runs, GROUP, keys), "left", keys, validate="one_to_one")
         .sort_values([*GROUP, "order", "estimator", "budget", "memory"])
     )
     measures = ["peak_bytes", "saved_bytes", "samples_per_second"]
@@ -104,14 +107,6 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
 
 def display(table: pd.DataFrame) -> pd.DataFrame:
     """The aggregated table as text cells, in the paper's manner; scores times 100."""
-
-    def cell(value: Any, text: str) -> str:
-        return MISSING if value is None or pd.isna(value) else text.format(value)
-
-    def score(row: pd.Series, name: str) -> str:
-        mean = cell(100 * row[name], "{:.1f}")
-        return f"{mean} ± {cell(100 * row[f'{name}_std'], '{:.1f}')}"
-
     ambiguous = table.duplicated(["task", "model", "tuning", "estimator", "budget", "memory"]).any()
     rows = []
     for _, row in table.iterrows():
@@ -126,18 +121,37 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
                 # Only where names do not tell rows apart: the hashes, as in the CSV.
                 **({"settings": f"{row['settings']} {row['method']}"} if ambiguous else {}),
                 "metric": row["metric"],
-                "best epoch": score(row, "best"),
-                "last epoch": score(row, "last"),
+                "best epoch": _score(row, "best"),
+                "last epoch": _score(row, "last"),
                 "n": str(row["n"]),
-                "peak MiB": cell(row["peak_bytes"] / MIB, "{:.1f}"),
-                "full / peak": cell(row["peak_bytes_full_ratio"], "{:.2f}×"),
-                "saved MiB": cell(row["saved_bytes"] / MIB, "{:.1f}"),
-                "full / saved": cell(row["saved_bytes_full_ratio"], "{:.2f}×"),
-                "samples/s": cell(row["samples_per_second"], "{:.1f}"),
-                "speed": cell(row["speed_ratio"], "{:.2f}×"),
+                "best − full [95 %]": _difference(row),
+                "against full": _cell(row["against_full"], "{}"),
+                "peak MiB": _cell(row["peak_bytes"] / MIB, "{:.1f}"),
+                "full / peak": _cell(row["peak_bytes_full_ratio"], "{:.2f}×"),
+                "saved MiB": _cell(row["saved_bytes"] / MIB, "{:.1f}"),
+                "full / saved": _cell(row["saved_bytes_full_ratio"], "{:.2f}×"),
+                "samples/s": _cell(row["samples_per_second"], "{:.1f}"),
+                "speed": _cell(row["speed_ratio"], "{:.2f}×"),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _cell(value: Any, text: str) -> str:
+    return MISSING if value is None or pd.isna(value) else text.format(value)
+
+
+def _score(row: pd.Series, name: str) -> str:
+    mean = _cell(100 * row[name], "{:.1f}")
+    return f"{mean} ± {_cell(100 * row[f'{name}_std'], '{:.1f}')}"
+
+
+def _difference(row: pd.Series) -> str:
+    if pd.isna(row["difference"]):
+        return MISSING
+    mean, low, high = (100 * row[f"difference{end}"] for end in ("", "_low", "_high"))
+    pairs = "" if row["pairs"] == row["n"] else f", {row['pairs']} pairs"
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]{pairs}"
 
 
 def write_tables(folder: Path, output: Path) -> pd.DataFrame:
@@ -167,7 +181,7 @@ def splice(document: Path, table: str, mark: str) -> None:
     document.write_text(f"{before}{begin}\n{table}{end}{after}", encoding="utf-8")
 
 
-_WORDS = ("task", "model", "tuning", "estimator", "memory", "settings", "metric")
+_WORDS = ("task", "model", "tuning", "estimator", "memory", "settings", "metric", "against full")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -187,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     shown = Table(*text.columns)
     for row in text.itertuples(index=False):
         shown.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 180).print(shown)
+    Console(width=None if sys.stdout.isatty() else 240).print(shown)
     print(f"{options.output.with_suffix('.md')} and .csv")
     return 0
 

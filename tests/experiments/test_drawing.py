@@ -4,7 +4,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from experiments.drawing import ablation_figure
+from experiments.drawing import LOOKS, ablation_figure, looks, panels
+from experiments.figures import main
+from experiments.records import record_path, write_record
+
+OKABE_ITO = {
+    *("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
+    "#999999",  # and grey
+}
 
 
 @pytest.fixture
@@ -70,3 +77,55 @@ def test_spreads_at_one_budget_lie_side_by_side(table):
     budget = figure.axes[0].transData.transform((0.1, 15))[0] * 72 / figure.dpi
     assert [place - budget for place in places] == pytest.approx([-4, 0, 4])
     plt.close(figure)
+
+
+def test_methods_differ_in_more_than_colour():
+    methods = [name for name in LOOKS if name != "full"]
+    given = looks([*methods[1:], "crs/classes"])  # the last has no look of its own
+    for part in ("color", "marker"):
+        assert len({look[part] for look in given.values()}) == len(given)
+        assert "None" not in {look[part] for look in given.values()}
+    assert {look["color"] for look in given.values()} <= OKABE_ITO
+    dashed = [name for name, look in given.items() if look["linestyle"] == "--"]
+    assert dashed == ["deterministic"]
+
+
+def test_centred_method_has_its_own_look_and_label(table):
+    pps = table[table["estimator"] == "pps"]
+    figure = ablation_figure(pd.concat([table, pps.assign(estimator="pps/lowrank")]))
+    rte = figure.axes[1]
+    plain, centred = (bars[0] for bars in rte.containers)
+    assert [bars.get_label() for bars in rte.containers] == ["pps", "pps/lowrank"]
+    assert (plain.get_color(), plain.get_marker()) == LOOKS["pps"]
+    assert (centred.get_color(), centred.get_marker()) == LOOKS["pps/lowrank"]
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(("names", "grid"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3))])
+def test_panels_share_axes_and_one_legend(names, grid):
+    def draw(axis, name):
+        axis.plot([0, int(name)], [0, int(name)], label=f"line {name}")
+
+    figure = panels([str(name) for name in range(1, names + 1)], draw, "error")
+    shape = figure.axes[0].get_subplotspec().get_gridspec()
+    assert (shape.nrows, shape.ncols) == grid
+    assert len(figure.axes) == names
+    assert len({(axis.get_xlim(), axis.get_ylim()) for axis in figure.axes}) == 1
+    figure.canvas.draw()
+    below = [any(text.get_text() for text in a.get_xticklabels()) for a in figure.axes]
+    assert below == [place + grid[1] >= names for place in range(names)]  # where nothing is below
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == names
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("name", ["centred", "ablation"])
+def test_figure_of_scores_is_named_after_the_folder_of_its_records(name, make_record, tmp_path):
+    (tmp_path / name).mkdir()
+    record = make_record()
+    write_record(record, tmp_path / name / record_path(record.config).name)
+    assert main(["ablation", str(tmp_path / name), "--output", str(tmp_path)]) == 0
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"{name}.svg",
+        f"{name}.png",
+    }

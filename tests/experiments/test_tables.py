@@ -73,6 +73,24 @@ def test_cells(two_seeds, add, folder):
     assert (crs["best epoch"], crs["n"]) == ("50.0 ± –", "1")  # no spread of one seed
 
 
+def test_centred_runs_have_a_name_of_their_own(add, folder, tmp_path):
+    add("estimator=pps", "estimator.center=none", best=0.7)
+    add("estimator=pps", "estimator.center=lowrank", best=0.8)
+    add("estimator=full", "budget=1.0", "estimator.center=lowrank", best=0.9)
+    text = write_tables(folder, tmp_path / "t")
+    assert text["estimator"].tolist() == ["full", "pps@0.3", "pps/lowrank@0.3"]
+    assert text["best epoch"].tolist() == ["90.0 ± –", "70.0 ± –", "80.0 ± –"]
+    assert pd.read_csv(tmp_path / "t.csv")["estimator"].tolist() == ["full", "pps", "pps/lowrank"]
+
+
+def test_records_from_before_centring_are_not_centred(make_record, folder):
+    record = make_record("estimator=pps", "estimator.center=none")
+    path = record_path(record.config)
+    del record.config["estimator"]["center"]
+    write_record(record, path)
+    assert display(aggregate(load_runs(folder)))["estimator"].tolist() == ["pps@0.3"]
+
+
 def test_nothing_measured_and_no_baseline(add, folder):
     for seed in (0, 1):
         add(f"seed={seed}", peak=None, speed=None)

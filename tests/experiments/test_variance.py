@@ -1,4 +1,4 @@
-"""The variance experiment: what is caught, the sources, the frames and the figures."""
+"""The variance experiment on a real run: what is caught, what its record holds, what it shows."""
 
 import json
 
@@ -6,13 +6,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from experiments.errors import UserError
 from experiments.figures import main
 from experiments.models import load_model
-from experiments.priors import PRIORS, BucketMeans
 from experiments.runner import run
 from experiments.variance import catch
-from experiments.variance_data import error_frame, geometric_mean, layer_type, load_probes
+from experiments.variance_data import error_frame, load_probes, summarise
 from wtacrs import sample_linears_
 
 OVERRIDES = [
@@ -26,11 +24,12 @@ OVERRIDES = [
     "measure.probe_steps=[1,6]",
     "measure.budgets=[0.1,0.3]",
 ]
+RUN = "digits · digits_tiny"
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory, request):
-    folder = tmp_path_factory.mktemp("variance")
+    folder = tmp_path_factory.mktemp("records") / "variance"
     conf = str(request.config.rootpath / "conf")
     with initialize_config_dir(conf, version_base="1.3"):
         run(compose("config", [*OVERRIDES, f"results_dir={folder}"]))
@@ -38,18 +37,17 @@ def records(tmp_path_factory, request):
 
 
 def test_probes_hold_every_choice(records):
-    probes = load_probes(records)["digits"]
-    assert [(probe["step"], probe["epoch"]) for probe in probes] == [(1, 1), (6, 2)]
-    sources = ["none", "position", "sample", "auto", "oracle", *PRIORS]
-    errors = error_frame({"digits": probes})
-    choices = errors.groupby(["step", "budget", "layer"]).size()
-    assert set(choices) == {5 * len(sources)}  # a layer that some choice has exactly is left out
-    assert errors["error"].min() > 0
-    assert len(choices) > 2 * 2 * 6
-    last = errors[errors["is_last"] & (errors["budget"] == 0.3)]
-    by = last.groupby(["estimator", "source"])["error"].apply(geometric_mean)
-    assert by["wtacrs", "oracle"] < by["wtacrs", "none"]
-    assert by["crs", "oracle"] < by["uniform", "oracle"]
+    probes = load_probes(records)
+    assert [(probe["step"], probe["epoch"]) for probe in probes[RUN]] == [(1, 1), (6, 2)]
+    errors = error_frame(probes)
+    assert set(errors.groupby(["step", "budget", "layer"]).size()) == {8 * 5}  # methods × sources
+    assert errors["layer"].nunique() == 2 * 6
+    found = summarise(errors)
+    last = found[found["is_last"] & (found["budget"] == 0.3)]
+    total = last.set_index(["method", "source"])["total"]
+    assert total["wtacrs", "oracle"] < total["wtacrs", "none"]
+    assert total["crs", "oracle"] < total["uniform", "oracle"]
+    assert total["pps", "auto"] != total["pps/lowrank", "auto"]
 
 
 def test_probing_changes_nothing_of_the_training_run(records, tmp_path, request):
@@ -81,40 +79,24 @@ def test_catch_gives_the_gradients_of_the_plain_model(request):
         for name in names:
             dw = caught.dy[name].T @ caught.x[leader].flatten(0, -2)
             torch.testing.assert_close(dw, exact[f"{name}.weight"], rtol=1e-4, atol=1e-6)
+            squares = float(exact[f"{name}.weight"].square().sum())
+            assert caught.squared_norm[name] == pytest.approx(squares, rel=1e-4)
     assert len([names for names in caught.groups.values() if len(names) == 3]) == 2  # q, k, v
 
 
-@pytest.mark.parametrize("prior", PRIORS)
-def test_prior_learns_what_its_bucket_tells(prior):
-    inputs = {
-        "input_ids": torch.tensor([[5, 6, 7, 8]]),
-        "attention_mask": torch.tensor([[1, 1, 1, 0]]),
-        "labels": torch.tensor([1]),
-    }
-    means = BucketMeans(PRIORS[prior])
-    assert means.estimate("layer", inputs) is None
-    means.observe("layer", inputs, torch.tensor([1.0, 2.0, 3.0, 99.0]))
-    estimate = means.estimate("layer", inputs)
-    assert estimate[:3].tolist() == pytest.approx([1, 2, 3])
-
-
-def test_layer_type():
-    assert layer_type("bert.encoder.layer.11.output.dense") == "output.dense"
-
-
-def test_figures_and_table_are_written(records, tmp_path):
+def test_figures_and_tables_are_written(records, tmp_path):
     assert main(["variance", str(records), "--output", str(tmp_path)]) == 0
-    figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert len(figures) == 8
-    assert {name.split(".")[1] for name in figures} == {"png", "svg"}
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    kinds = ("budget", "source", "winner_mass", "winners")
+    assert figures == {f"variance_{kind}.{end}" for kind in kinds for end in ("png", "svg")}
+    table = (tmp_path / "tables" / "variance.md").read_text().splitlines()
+    assert len([line for line in table if line.startswith(f"| {RUN} ")]) == 2 * 8
     probes = (tmp_path / "tables" / "variance_probes.md").read_text().splitlines()
-    assert len(probes) == 2 + 2  # head, and a row for each probe
-    assert "wtacrs, none" in probes[0]
-    assert "| digits | all" in (tmp_path / "tables" / "variance.md").read_text()
+    assert len([line for line in probes if line.startswith(f"| {RUN} ")]) == 2 * 2
 
 
-def test_figures_need_records(tmp_path, capsys):
-    assert main(["variance", str(tmp_path)]) == 1
-    assert "experiment=variance" in capsys.readouterr().err
-    with pytest.raises(UserError, match="no record"):
-        load_probes(tmp_path)
+def test_files_are_named_as_asked(records, tmp_path):
+    command = ["variance", str(records), "--output", str(tmp_path), "--name", "other"]
+    assert main(command) == 0
+    assert (tmp_path / "figures" / "other_budget.svg").exists()
+    assert (tmp_path / "tables" / "other_probes.md").exists()
