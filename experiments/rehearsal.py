@@ -26,6 +26,7 @@ from experiments.models import new_model
 from experiments.saving import check_attention, save_memory
 from experiments.text2text import is_text_to_text, token_masks
 from experiments.tuning import sample, tune
+from wtacrs import Sampler
 from wtacrs.memory import StepMemory, measure_step
 
 
@@ -49,15 +50,14 @@ class Rehearsal:
         save_memory(self.model, config.memory)
         self.sampler = sample(self.model, config, 1, config.max_length)
         check_attention(self.model, config.memory)
-        # Each step is a first one, so that none depends on those before. Gradient norms, which a
-        # first step has none of, change its peak by less than 0.01 %.
-        self._untrained = None if self.sampler is None else self.sampler.state_dict()
         if config.precision == "bf16":
             self.model.bfloat16()
         with self._fake:
             self.model.to_empty(device="cpu").tie_weights()
             self.model.train()
             self.optimizer = _adamw_with_state(self.model)
+        # Each step is a second one, which has gradient norms to start from, whatever came before.
+        self._second = None if self.sampler is None else self._state_after_a_step(self.sampler)
 
     def step(self, batch_size: int) -> tuple[StepMemory, int]:
         """The bytes and the floating-point operations of a step; each size is done once."""
@@ -98,12 +98,20 @@ class Rehearsal:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
     def _forward_and_backward(self, batch: dict[str, Tensor]) -> None:
-        if self.sampler is not None and self._untrained is not None:
-            self.sampler.load_state_dict(self._untrained)
+        if self.sampler is not None and self._second is not None:
+            self.sampler.load_state_dict(self._second)
             text_to_text = is_text_to_text(self.model.config)
             mask = token_masks(batch) if text_to_text else batch["attention_mask"]
             self.sampler.start_batch(mask=mask)
         self.model(**batch).loss.backward()
+
+    def _state_after_a_step(self, sampler: Sampler) -> dict[str, Any]:
+        """The sampler's state once each input has a history, from a forward pass alone."""
+        with self._modes():
+            self.model(**self._batch(1))
+            norms = sampler.grad_norms
+            norms.observe(norms.names, torch.zeros(len(norms.names), 1, 1), None, None)
+            return sampler.state_dict()
 
 
 def _adamw_with_state(model: nn.Module) -> torch.optim.AdamW:

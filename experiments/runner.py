@@ -98,7 +98,7 @@ def resolve(config: DictConfig) -> DictConfig:
     check_numbers(config)
     check_memory(config)
     tuning.check_tuning(config.tuning)
-    tuning.sampling_config(config)
+    config.estimator.center = tuning.sampling_config(config).centring  # "auto" is one of them
     config.budget = float(config.budget)  # 1 and 1.0 are one run
     if config.estimator.name == "full":
         config.budget = 1.0  # so that a sweep over budgets trains the baseline once

@@ -8,9 +8,9 @@ that agrees with the choice of rows is no independent draw.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
-from torch import Tensor
 
 
 def stream_seed(seed: int, purpose: str, rank: int = 0) -> int:
@@ -41,20 +41,29 @@ class Randomness:
     def generator(self, device: torch.device) -> torch.Generator:
         """The generator of ``device`` in this process."""
         if device not in self._generators:
-            distributed = torch.distributed
-            together = distributed.is_available() and distributed.is_initialized()
-            rank = distributed.get_rank() if together else 0
             generator = torch.Generator(device=device)
-            generator.manual_seed(stream_seed(self.seed, self.purpose, rank))
+            generator.manual_seed(stream_seed(self.seed, self.purpose, _rank()))
             self._generators[device] = generator
         return self._generators[device]
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """Generator states by device: with them a resumed run is the same run."""
-        return {str(device): g.get_state() for device, g in self._generators.items()}
+        states = {str(device): g.get_state() for device, g in self._generators.items()}
+        return {"rank": _rank(), "states": states}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state_dict``."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``; of another rank's state, a stream of one's own from it."""
         self._generators.clear()
-        for device, generator_state in state.items():
-            self.generator(torch.device(device)).set_state(generator_state.cpu())
+        for device, generator_state in state["states"].items():
+            generator = self.generator(torch.device(device))
+            if state["rank"] == _rank():
+                generator.set_state(generator_state.cpu())
+            else:
+                seen = hashlib.sha256(generator_state.cpu().numpy().tobytes()).hexdigest()
+                generator.manual_seed(stream_seed(self.seed, f"{self.purpose} {seen}", _rank()))
+
+
+def _rank() -> int:
+    distributed = torch.distributed
+    together = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_rank() if together else 0

@@ -90,7 +90,8 @@ def test_record_of_a_run(estimator, make_config, only_record, capsys):
         assert (sampling["layers"], sum(sampling["skipped"].values())) == (12, 2)
         assert sampling["rows_kept_fraction"] == pytest.approx(0.3, abs=0.01)
     out = capsys.readouterr().out
-    assert out.startswith(f"digits · digits_tiny · full · {estimator}@")
+    method = {"pps": "pps/lowrank"}.get(estimator, estimator)
+    assert out.startswith(f"digits · digits_tiny · full · {method}@")
     assert out.rstrip().endswith(".json")
 
 

@@ -109,7 +109,7 @@ def test_checkpointing_that_is_on_already(make_resolved):
     model = BertForSequenceClassification(BertConfig(num_hidden_layers=1))
     model.bert.encoder.gradient_checkpointing = True  # what the Trainer's flag sets
     with pytest.raises(UserError, match="gradient checkpointing enabled already"):
-        save_memory(model, make_resolved("memory=lean").memory)
+        save_memory(model, make_resolved("memory=leanest").memory)
 
 
 def test_sampled_attention_needs_a_sampled_layer_in_each(make_config):

@@ -56,6 +56,24 @@ def test_the_layers_of_a_model_use_them(make_encoder):
     assert all(one.seed == 3 for one in streams)
 
 
+def test_another_ranks_state_gives_a_stream_of_ones_own(monkeypatch):
+    """Rank 0 saves for all: the others must not draw what it draws."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    saver = Randomness(0, "rows")
+    first(saver)
+    state = saver.state_dict()
+    draws = []
+    for rank in range(3):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        mine = Randomness(0, "rows")
+        mine.load_state_dict(state)
+        draws.append(first(mine))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    assert torch.equal(draws[0], first(saver))
+    assert not any(torch.equal(a, b) for at, a in enumerate(draws) for b in draws[:at])
+
+
 @pytest.mark.parametrize("seed", [-1, 2**70])
 def test_any_integer_is_a_seed(seed):
     assert first(Randomness(seed, "rows")).shape == (8,)

@@ -21,14 +21,14 @@ def test_nothing_is_drawn_in_the_first_pass(make):
     sampler = sample_linears_(model, SamplingConfig(budget=0.5, exclude=["classifier", "lm_head"]))
     step(model)
     recompute_(model, "block")
-    before, seen = copy.deepcopy(sampler.state_dict()["generators"]), sampler.rows_seen
+    before, seen = copy.deepcopy(sampler.state_dict()["generators"]["states"]), sampler.rows_seen
     loss = model(**batch_of(model)).loss
-    after = sampler.state_dict()["generators"]
+    after = sampler.state_dict()["generators"]["states"]
     assert [*after] == ["cpu"]
     assert torch.equal(after["cpu"], before["cpu"])
     assert sampler.rows_seen == seen
     loss.backward()
-    assert not torch.equal(sampler.state_dict()["generators"]["cpu"], before["cpu"])
+    assert not torch.equal(sampler.state_dict()["generators"]["states"]["cpu"], before["cpu"])
     assert sampler.rows_seen == 2 * seen
 
 

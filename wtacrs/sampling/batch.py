@@ -39,6 +39,9 @@ class Facts:
     mask: Mask | None = None
 
     def __post_init__(self) -> None:
+        given = [*self.masks(), *([] if self.sample_ids is None else [self.sample_ids])]
+        if wrong := [type(one).__name__ for one in given if not isinstance(one, Tensor)]:
+            raise ValueError(f"masks and sample_ids must be tensors, not {', '.join(wrong)}")
         for one in self.masks():
             if one.dim() != 2:
                 raise ValueError(f"mask has shape {tuple(one.shape)}; give (batch, tokens)")
@@ -50,14 +53,14 @@ class Facts:
                 f"sample_ids have shape {tuple(ids.shape)} and the masks "
                 f"{[tuple(one.shape) for one in self.masks()]}; give (batch,) and (batch, tokens)"
             )
-        if ids.is_floating_point():
+        if ids.is_floating_point() or ids.dtype == torch.bool:
             raise ValueError(f"sample_ids are {ids.dtype}; give integers")
         object.__setattr__(self, "sample_ids", ids.to("cpu", torch.int64))
 
     def masks(self) -> list[Tensor]:
         if self.mask is None:
             return []
-        return [self.mask] if isinstance(self.mask, Tensor) else [*self.mask.values()]
+        return [*self.mask.values()] if isinstance(self.mask, Mapping) else [self.mask]
 
     def mask_of(self, name: str) -> Tensor | None:
         """The mask for the layer ``name``: of a mapping, that of the first glob that matches."""
@@ -116,20 +119,22 @@ class Reported:
 
 
 class ForwardPass:
-    """A forward pass of the model and what its layers share; gone with its graph and facts."""
+    """A forward pass of the model and what its layers share."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, reported: list[Reported]) -> None:
         self.facts = facts
         self.ended = False  # the model returned, or its backward pass has begun
+        self.end: int | None = None  # number of autograd's next node when the model returned
         self.inputs = WeakTensorKeyDictionary()  # input tensor -> the draw for it
         self.known: dict[Any, Any] = {}  # what layers whose rows are alike share, see ``known.py``
-        self.reported: list[Reported] = []
+        self.reported = reported  # of all passes of a sampler
 
 
 class Passes:
-    """The forward passes that are under way."""
+    """The forward passes that are under way, and what their backward passes have reported."""
 
     def __init__(self) -> None:
+        self.reported: list[Reported] = []
         # (number that autograd's next node had when the pass began, pass)
         self._begun: deque[tuple[int, ForwardPass]] = deque(maxlen=REMEMBERED)
         self._strange: tuple[int, ForwardPass] | None = None
@@ -140,8 +145,15 @@ class Passes:
         for one in self.all():
             one.known.clear()
             one.inputs.clear()
-        self._begun.append((torch._C._autograd._get_sequence_nr(), ForwardPass(facts)))
+        self._begun.append((_next_number(), ForwardPass(facts, self.reported)))
         return self._begun[-1][1]
+
+    def end(self) -> None:
+        """The model returned: what runs from now on belongs to no pass, or to another one."""
+        if self._begun:
+            one = self._begun[-1][1]
+            one.ended, one.end = True, _next_number()
+            one.known.clear()
 
     def all(self) -> list[ForwardPass]:
         return [one for _, one in self._begun]
@@ -158,8 +170,15 @@ class Passes:
         if node is not None:
             number = node._sequence_nr()
             for start, one in reversed(self._begun):
-                if start <= number:
+                if start <= number and (one.end is None or number < one.end):
                     return one
+                if start <= number:
+                    break  # made in a backward pass: a recomputation within another one
         if self._strange is None or self._strange[0] != task:  # older than what is remembered
-            self._strange = task, ForwardPass(Facts())
+            self._strange = task, ForwardPass(Facts(), self.reported)
         return self._strange[1]
+
+
+def _next_number() -> int:
+    """The number that autograd's next node will have."""
+    return int(torch._C._autograd._get_sequence_nr())

@@ -20,7 +20,7 @@ layers, and do not count. Source: Cassel, Sarndal, Wretman
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,6 +114,8 @@ class Centring:
                 leave, so that rounding them costs no bias.
             remember: move the directions on; else this is a look.
         """
+        if x.dtype == torch.float16:  # whose sums over rows overflow
+            x = x.float()
         weighted = (classes * squares).to(x.dtype)  # (n, c)
         mass = weighted.sum(0).clamp(min=torch.finfo(x.dtype).tiny)
         basis, z = (weighted.T @ x) / mass[:, None], None  # the means, (c, i)
@@ -130,17 +132,20 @@ class Centring:
         return Split(classes, z, basis, rest)
 
     def _directions_of(self, name: str, x: Tensor) -> Tensor:
-        if (v := self._directions.get(name)) is None or v.shape[0] != x.shape[1]:
-            shape = x.shape[1], self.rank
+        shape = x.shape[1], self.rank
+        if (v := self._directions.get(name)) is None or v.shape != shape:
             v = torch.randn(shape, device=x.device, generator=self._randomness.generator(x.device))
             v = torch.linalg.qr(v).Q
         return v.to(x.device, x.dtype)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: v.clone() for name, v in self._directions.items()}
+    def state_dict(self) -> dict[str, Any]:
+        vectors = {name: v.clone() for name, v in self._directions.items()}
+        return {"vectors": vectors, "generators": self._randomness.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._directions = {name: v.clone() for name, v in state.items()}
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self._directions = {name: v.clone() for name, v in state["vectors"].items()}
+        self._randomness.load_state_dict(state["generators"])
 
 
 def _moved(v: Tensor, x: Tensor, z: Tensor) -> Tensor:

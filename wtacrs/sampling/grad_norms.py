@@ -107,8 +107,13 @@ class GradNorms:
                 )
         self._places[name] = inputs - 1
 
+    @property
+    def names(self) -> list[str]:
+        """The inputs, in the order in which they are stacked."""
+        return [*self._places]
+
     def order(self, name: str) -> int:
-        """A number to sort inputs by: they are stacked in this order."""
+        """The place of the input ``name`` in this order."""
         return self._places.get(name, 0)
 
     def place(self, name: str) -> int | None:
@@ -166,7 +171,7 @@ class GradNorms:
         self._fit(max([*places, len(self._sums) - 1]) + 1, t, device)
         counted = torch.isfinite(norms).double()
         if mask is not None:
-            counted = counted * mask
+            counted = counted * mask.to(device)
         squares = torch.where(counted > 0, norms, 0.0).double().square().sum(1)  # (l, t)
         seen = counted.sum(1)
         # Positions that no sample of this batch reaches keep what they know.
@@ -210,7 +215,7 @@ class GradNorms:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "names": [*self._places],
+            "names": self.names,
             "sums": self._sums.clone().cpu(),
             "counts": self._counts.clone().cpu(),
             "table": None if self._table is None else self._table.clone(),

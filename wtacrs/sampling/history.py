@@ -9,17 +9,18 @@ mask is wrong cannot be told from shapes, but ||dY_n|| tells it in the backward 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from wtacrs.sampling.batch import ForwardPass, Reported
+from wtacrs.sampling.batch import Reported
 from wtacrs.sampling.grad_norms import GradNorms
+
+# Of the largest ||dY_n||: what an additive mask of -20 leaves of a row is no gradient.
+NEGLIGIBLE = 1e-6
 
 
 class History:
@@ -27,15 +28,15 @@ class History:
 
     def __init__(self, grad_norms: GradNorms) -> None:
         self._grad_norms = grad_norms
-        # (layers, largest ||dY_n|| among masked rows of each, when that is on the host)
+        # (layers, largest ||dY_n|| of masked rows over that of all rows, when that is on the host)
         self._leaks: list[tuple[list[str], Tensor, Any]] = []
 
-    def settle(self, passes: Iterable[ForwardPass]) -> None:
-        """Take over what the layers of ``passes`` have reported so far."""
-        for one in passes:
-            reported, one.reported = one.reported, []
-            for group in _alike(reported):
-                self._settle(group)
+    def settle(self, reported: list[Reported]) -> None:
+        """Take over what layers have reported so far, and empty the list."""
+        groups = _alike(reported)
+        reported.clear()
+        for group in groups:
+            self._settle(group)
 
     def _settle(self, group: list[Reported]) -> None:
         rows = group[0].rows
@@ -44,19 +45,23 @@ class History:
         leaders = [one.leader for one in group]
         if rows.mask is not None:
             hidden = 1 - rows.mask.reshape(-1).to(norms.device, norms.dtype)
-            self._expect_zero(leaders, (norms * hidden).amax(1))
+            largest = norms.amax(1).clamp(min=torch.finfo(norms.dtype).tiny)
+            self._expect_zero(leaders, (norms * hidden).amax(1) / largest)
         norms = norms.view(len(group), rows.b, rows.t)
         self._grad_norms.observe(leaders, norms, rows.sample_ids, rows.mask)
 
-    def _expect_zero(self, names: list[str], largest: Tensor) -> None:
+    def _expect_zero(self, names: list[str], shares: Tensor) -> None:
         event = None
-        if isinstance(largest, FakeTensor):
+        if isinstance(shares, FakeTensor):
             return  # a plan, without values
-        if largest.is_cuda:
-            largest = largest.to("cpu", non_blocking=True)
+        if shares.is_cuda:
+            shares = shares.to("cpu", non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self._leaks.append((names, largest, event))
+        self._leaks.append((names, shares, event))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_leaks": []}  # events cannot be copied
 
     def raise_for_leaks(self, wait: bool) -> None:
         """Raise for masks that hid rows with a gradient.
@@ -68,16 +73,16 @@ class History:
             ValueError: with the layer's name and what to pass instead.
         """
         waiting = []
-        for names, largest, event in self._leaks:
+        for names, shares, event in self._leaks:
             if event is not None and not event.query():
                 if not wait:
-                    waiting.append((names, largest, event))
+                    waiting.append((names, shares, event))
                     continue
                 event.synchronize()
-            for name, norm in zip(names, largest.tolist(), strict=True):
-                if 0 < norm < math.inf:  # not finite: an overflow, which AMP's scaler meets
+            for name, share in zip(names, shares.tolist(), strict=True):
+                if share > NEGLIGIBLE:  # NaN is an overflow, which AMP's scaler meets
                     self._leaks = []
-                    raise ValueError(_message(name, norm))
+                    raise ValueError(_message(name, share))
         self._leaks = waiting
 
 
@@ -87,16 +92,16 @@ def _together(one: Reported) -> Tensor:
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
 
-def _message(name: str, norm: float) -> str:
+def _message(name: str, share: float) -> str:
     return (
-        f"the mask given for {name!r} hides rows that have a gradient (||dY_n|| up to {norm:.3g}): "
-        "the last step's weight gradients are biased. A mask must be 0 only for rows whose "
-        "gradient is zero, and be that of the rows which this layer reads: batch first; of the "
-        "source in an encoder and in the keys and values of a cross-attention, of the target in a "
-        "decoder (give a mapping from layer patterns to masks); one start_batch for each call of "
-        "the model. Give padding the label -100; where a causal model is padded on the left, the "
-        "first token too, since a padding row predicts it. Without a mask (mask=None) the gradient "
-        "is unbiased, of a larger variance"
+        f"the mask given for {name!r} hides rows that have a gradient (||dY_n|| up to {share:.2g} "
+        "of the largest): the last step's weight gradients are biased. A mask must be 0 only for "
+        "rows whose gradient is zero, and be that of the rows which this layer reads: batch first; "
+        "of the source in an encoder and in the keys and values of a cross-attention, of the "
+        "target in a decoder (give a mapping from layer patterns to masks); one start_batch for "
+        "each call of the model. Give padding the label -100; where a causal model is padded on "
+        "the left, the first token too, since a padding row predicts it. Without a mask "
+        "(mask=None) the gradient is unbiased, of a larger variance"
     )
 
 
@@ -106,7 +111,9 @@ def _alike(reported: list[Reported]) -> list[list[Reported]]:
     calls: dict[str, int] = defaultdict(int)
     for one in reported:
         rows = one.rows
-        key = id(rows.mask), rows.sample_ids is None, rows.b, rows.t, calls[one.leader]
+        device = next(iter(one.norms.values())).device
+        ids = rows.sample_ids is None
+        key = id(rows.mask), ids, rows.b, rows.t, calls[one.leader], device
         groups[key].append(one)
         calls[one.leader] += 1
     return [*groups.values()]

@@ -60,7 +60,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def left_side(dy: Tensor, kept: Kept, norms: Tensor) -> Tensor:
     """[scale_j dY_[j]; F^T dY] (k + q, o), of dY (n, o) and its row norms (n,).
 
-    In float16, where a scale alone may overflow, the root of it: ``right_side`` has the other.
+    In float16, where a scale alone may overflow, the root of it, and F over a power of two:
+    ``right_side`` has the other.
     """
     scales = kept.scales
     if kept.classes is None:
@@ -72,6 +73,8 @@ def left_side(dy: Tensor, kept: Kept, norms: Tensor) -> Tensor:
     if kept.classes is None:
         return dy.index_select(0, kept.indices).mul_(scales[:, None])  # (k, o)
     f = features(kept.classes, kept.coordinates, dy.dtype)  # (n, q)
+    if dy.dtype == torch.float16:  # a sum over n rows overflows as well
+        f = f / _share(len(dy))
     k = len(scales)
     left = dy.new_empty(k + f.shape[1], dy.shape[1])
     torch.index_select(dy, 0, kept.indices, out=left[:k]).mul_(scales[:, None])
@@ -80,11 +83,17 @@ def left_side(dy: Tensor, kept: Kept, norms: Tensor) -> Tensor:
 
 
 def right_side(rows: Tensor, kept: Kept) -> Tensor:
-    """What ``gather`` gave, (k + q, i), times the root of the scale in float16."""
+    """What ``gather`` gave, (k + q, i), in float16 times what ``left_side`` leaves to it."""
     if rows.dtype != torch.float16:
         return rows
-    k, share = len(kept.scales), kept.scales.sqrt()[:, None].half()
-    return torch.cat([rows[:k] * share, rows[k:]])
+    k, root = len(kept.scales), kept.scales.sqrt()[:, None].half()
+    n = 1 if kept.classes is None else len(kept.classes)
+    return torch.cat([rows[:k] * root, rows[k:] * _share(n)])
+
+
+def _share(n: int) -> float:
+    """A power of two near the root of n rows, which float16 divides by without rounding."""
+    return float(2 ** (n.bit_length() // 2))
 
 
 class SampledLinearFunction(torch.autograd.Function):

@@ -125,9 +125,7 @@ class Sampler:
     def _returned(self, model: nn.Module, args: Any, output: Any) -> None:
         if _is_training_pass(model):
             self._told = False
-            for one in self._passes.all()[-1:]:
-                one.ended = True
-                one.known.clear()
+            self._passes.end()
 
     def _warn_if_nothing_trains(self, model: nn.Module) -> None:
         mine = [m for m in model.modules() if getattr(m, "sampler", None) is self]
@@ -215,7 +213,7 @@ class Sampler:
 
     def settle(self) -> None:
         """Take the norms of the last backward pass into the history now, not at the next batch."""
-        self._history.settle(self._passes.all())
+        self._history.settle(self._passes.reported)
 
     def state_dict(self) -> dict[str, Any]:
         """Generator states, gradient norms, directions: with them a resumed run is the same run.
@@ -236,7 +234,7 @@ class Sampler:
         self._randomness.load_state_dict(state["generators"])
         self.grad_norms.load_state_dict(state["grad_norms"])
         self.centring.load_state_dict(state["directions"])
-        self._passes = Passes()
+        self._passes, self._told = Passes(), False
 
     def __getstate__(self) -> dict[str, Any]:
         # For deepcopy and pickle: what is under way is not part of the sampler.

@@ -42,7 +42,8 @@ def draw(estimator: str, weights: Tensor, k: int, generator: torch.Generator) ->
         indices = torch.arange(n, device=weights.device)
         return Selection(indices, torch.ones_like(weights) + 0 * weights.sum())
     function = ESTIMATORS[estimator]
-    if function in SELF_CONTAINED:
+    # Sums of float32 numbers are exact in float64; of float64 they are not, and ties may break.
+    if function in SELF_CONTAINED and (function is pps or weights.dtype != torch.float64):
         return function(weights, k, generator)
     probabilities = normalise(weights)
     drawn = function(probabilities, k, generator)

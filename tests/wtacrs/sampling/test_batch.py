@@ -186,3 +186,38 @@ def test_the_swap_leaves_no_hook_behind(make_encoder):
     restore_linears_(model)
     assert not model._forward_pre_hooks
     assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["inner not reentrant", "inner reentrant"])
+def test_a_checkpoint_within_a_reentrant_one(inner, make_encoder, assert_unbiased):
+    """Nodes that a recomputation makes are numbered after the batches that came later: no facts."""
+
+    class Nested(Checkpointed):
+        def forward(self, x):
+            return checkpoint(super().forward, x.requires_grad_(), use_reentrant=True)
+
+    model = Nested(make_encoder(), inner)
+    work = [(batch(1), torch.ones(B, T)), (batch(2), LATE)]
+    expected = gradients(model, sum(loss_of(model, *one) for one in work))
+    config = SamplingConfig(estimator="uniform", budget=0.5, grad_norms="none")
+    sampler = sample_linears_(model, config)
+    estimates = []
+    for _ in range(150):
+        first = loss_of(model, *work[0])
+        sampler.start_batch(mask=LATE)
+        found = gradients(model, first + loss_of(model, *work[1]))
+        estimates.append(torch.cat([found[name].flatten() for name in sorted(found)]))
+    exact = torch.cat([expected[name].flatten() for name in sorted(expected)])
+    assert_unbiased(torch.stack(estimates), exact, 1e-4)
+
+
+def test_norms_of_more_batches_than_are_remembered(make_encoder):
+    """They report by themselves, however many are in flight."""
+    model = make_encoder()
+    sampler = sample_linears_(model, num_samples=70, max_tokens=T)
+    total = 0
+    for sample in range(70):
+        sampler.start_batch(torch.tensor([sample]))
+        total = total + model(batch(1)[:1]).square().sum()
+    total.backward()
+    assert (sampler.state_dict()["grad_norms"]["table"] >= 0).all()

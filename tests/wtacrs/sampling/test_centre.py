@@ -92,7 +92,7 @@ def test_a_step_without_or_with_bad_numbers_leaves_directions(rank, value):
     good, bad = torch.ones(40, 1), torch.full((40, 1), value)
     for squares in (good, bad, good):
         centre.split("fc", x, classes, squares, torch.float32)
-    (v,) = centre.state_dict().values()
+    (v,) = centre.state_dict()["vectors"].values()
     torch.testing.assert_close(v.T @ v, torch.eye(rank), rtol=0, atol=1e-5)
 
 
@@ -181,6 +181,51 @@ def test_bytes_are_those_of_the_budget(kind, make_layer):
     assert sampler.rows_kept == k
     limit = k * i * 4 + k * 12
     assert limit - i * 4 - k * 12 < saved.bytes - shared <= limit
+
+
+@pytest.mark.parametrize("kind", CENTRES)
+def test_float16_sums_over_many_rows(kind, make_layer):
+    """Sums of x and of dY over 4,096 rows are beyond float16; dW is not, and comes out."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.1 * torch.randn(4, 1024, 64, generator=generator)
+    x[..., 0] += 30
+    dy = 20 + torch.randn(4, 1024, 3, generator=generator)
+    dy *= torch.randn(4, 1024, 1, generator=generator).sign()
+    layer, sampler = make_layer(nn.Linear(64, 3).half(), estimator="pps", budget=0.5, center=kind)
+    for _ in range(3):
+        layer.weight.grad = None
+        layer(x.half()).backward(dy.half())
+        sampler.settle()
+    assert layer.weight.grad.isfinite().all()
+    exact = torch.einsum("bto,bti->oi", dy, x)
+    if kind != "none":  # which leaves the mean of 30 to the draw
+        assert (layer.weight.grad.float() - exact).norm() < 0.5 * exact.norm()
+    if kind == "lowrank":
+        (v,) = sampler.centring.state_dict()["vectors"].values()
+        assert v.isfinite().all()
+
+
+def test_resuming_before_an_input_was_met(make_layer):
+    """The first directions of a layer that joins later are those of the run that was not cut."""
+    layers = nn.ModuleDict({name: nn.Linear(32, 3) for name in "ab"})
+    sampler = make_layer(layers, estimator="pps", budget=0.5)[1]
+    x = torch.randn(4, 10, 32)
+    layers["a"](x).sum().backward()
+    state = copy.deepcopy(sampler.state_dict())
+    bases = []
+    for _ in range(2):
+        sampler.start_batch()
+        bases.append(sampler.sample_rows("fc.b", x.clone()).rows)
+        sampler.load_state_dict(state)
+    assert torch.equal(*bases)
+
+
+def test_a_state_of_another_rank_starts_anew(make_layer):
+    _, one = make_layer(nn.Linear(32, 3), estimator="pps", budget=0.5)
+    one.sample_rows("fc", torch.randn(4, 10, 32))
+    _, two = make_layer(nn.Linear(32, 3), estimator="pps", budget=0.5, rank=2)
+    two.load_state_dict(one.state_dict())
+    assert two.sample_rows("fc", torch.randn(4, 10, 32)).kept.coordinates.shape == (40, 2)
 
 
 def test_layers_of_one_input_share_the_split(make_encoder):

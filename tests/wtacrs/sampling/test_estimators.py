@@ -85,6 +85,15 @@ def test_all_rows_of_positive_weight_fit(estimator, k, generator):
     assert len(indices) == len(scales) == k
 
 
+@pytest.mark.parametrize("k", [3, 10, 33])
+def test_rows_alike_fit_in_float64_too(estimator, k, generator):
+    """Ties: sums of float64 numbers are rounded, and must not decide that there is a tail."""
+    weights = torch.cat([torch.full((k,), 0.1), torch.zeros(5)]).double()
+    indices, scales = select(estimator, weights, k, generator=generator)
+    assert sorted(indices.tolist()) == [*range(k)]
+    torch.testing.assert_close(scales, torch.ones(k).double())
+
+
 def test_no_valid_row_gives_scale_zero(estimator, generator):
     """All rows masked: zero, not NaN."""
     indices, scales = draw(estimator, torch.zeros(40), 12, generator)

@@ -148,6 +148,20 @@ def test_an_overflow_is_no_wrong_mask(value, make_layer):
     sampler.start_batch()
 
 
+@pytest.mark.parametrize(("size", "raises"), [(1e-8, False), (1e-4, True)])
+def test_what_an_additive_mask_leaves_is_no_gradient(size, raises, make_layer):
+    """Of masked rows, beside rows of norm 1: far below the rounding of dW, or not."""
+    layer, sampler = make_layer()
+    mask = (torch.arange(5) < 3).expand(2, 5)
+    sampler.start_batch(mask=mask)
+    layer(torch.randn(2, 5, 4)).backward(torch.where(mask[..., None], 1.0, size).expand(2, 5, 3))
+    if raises:
+        with pytest.raises(ValueError, match="hides rows"):
+            sampler.start_batch()
+    else:
+        sampler.start_batch()
+
+
 @pytest.mark.parametrize("shape", [(2, 2, T, 4), (B * T, 4), (T, 4)])
 def test_likeness_of_shapes_is_no_match(shape, make_layer):
     """A mask (b, t) is for (b, t, i), whatever else has as many rows."""
