@@ -55,7 +55,8 @@ ablation: $(STAMP) ## accuracy against budget (GLUE_DIR; hours; SEEDS=0,1,2 BUDG
 	$(SWEEP) experiment=ablation task=cola,rte seed=$(SEEDS) estimator=full
 	$(SWEEP) experiment=ablation task=cola,rte seed=$(SEEDS) budget=$(BUDGETS) \
 		estimator=uniform,crs,deterministic,wtacrs,pps estimator.center=none
-	$(PY) -m experiments.tables results/ablation --output results/tables/ablation
+	$(PY) -m experiments.tables results/ablation --output results/tables/ablation \
+		--splice README.md --task cola
 	$(PY) -m experiments.figures ablation results/ablation
 
 centred: $(STAMP) ## scores of centred pps beside full, pps and wtacrs on CoLA (GLUE_DIR; hours)
@@ -63,11 +64,11 @@ centred: $(STAMP) ## scores of centred pps beside full, pps and wtacrs on CoLA (
 	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=wtacrs budget=$(BUDGETS)
 	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=pps estimator.center=none,lowrank \
 		budget=$(BUDGETS)
-	$(PY) -m experiments.tables results/centred --output results/tables/centred --splice README.md
+	$(PY) -m experiments.tables results/centred --output results/tables/centred
 	$(PY) -m experiments.figures ablation results/centred
 
-table: $(STAMP) ## rebuild results/tables and the README's table from results/runs
-	$(PY) -m experiments.tables results/runs --output results/tables/runs --splice README.md
+table: $(STAMP) ## the table of your own runs in results/runs
+	$(PY) -m experiments.tables results/runs --output results/tables/runs
 
 PLANNED = HF_HUB_OFFLINE=1 $(PY) -m experiments
 

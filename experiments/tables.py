@@ -159,12 +159,15 @@ def write_tables(folder: Path, output: Path) -> pd.DataFrame:
     table = aggregate(load_runs(folder))
     text = display(table)
     output.parent.mkdir(parents=True, exist_ok=True)
-    alignment = ["left" if name in _WORDS else "right" for name in text]
-    output.with_suffix(".md").write_text(
-        text.to_markdown(index=False, disable_numparse=True, colalign=alignment) + "\n"
-    )
+    output.with_suffix(".md").write_text(markdown(text))
     table.to_csv(output.with_suffix(".csv"), index=False)
     return text
+
+
+def markdown(text: pd.DataFrame) -> str:
+    """The displayed table as Markdown, words to the left."""
+    alignment = ["left" if name in _WORDS else "right" for name in text]
+    return text.to_markdown(index=False, disable_numparse=True, colalign=alignment) + "\n"
 
 
 def splice(document: Path, table: str, mark: str) -> None:
@@ -189,12 +192,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("records", type=Path, nargs="?", default=Path("results/runs"))
     parser.add_argument("--output", type=Path, default=Path("results/tables/runs"))
     parser.add_argument("--splice", type=Path, help="also put the table into this document")
+    parser.add_argument("--task", help="put in the rows of this task alone")
     options = parser.parse_args(arguments)
     try:
         text = write_tables(options.records, options.output)
         if options.splice is not None:
-            markdown = options.output.with_suffix(".md").read_text()
-            splice(options.splice, markdown, options.output.name)
+            rows = text if options.task is None else text[text["task"] == options.task]
+            splice(options.splice, markdown(rows), options.output.name)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
