@@ -82,7 +82,7 @@ figure-batch: $(STAMP) ## peak against batch size and largest batches, planned (
 	$(PLANNED).memory_figures batch
 
 test: $(STAMP) ## run the tests, without network
-	HF_HUB_OFFLINE=1 $(PY) -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses=auto
 
 check: $(STAMP) ## lint, formatting and types; edits nothing
 	$(PY) -m ruff check .

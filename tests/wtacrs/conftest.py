@@ -7,7 +7,6 @@ from torch import nn
 from wtacrs import ESTIMATORS, SamplingConfig, sample_linears_
 
 BIASED = {"deterministic"}  # every other estimator has to pass the statistics
-WORST = pytest.StashKey[list]()  # (|z|, test) of each statistical test that passed
 
 
 @pytest.fixture(params=sorted(ESTIMATORS))
@@ -57,13 +56,14 @@ def assert_unbiased(request):
 
     def check(*arguments, **named):
         z = check_unbiased(*arguments, **named)
-        request.config.stash.setdefault(WORST, []).append((z, request.node.nodeid))
+        request.node.user_properties.append(("z", z))
 
     return check
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    if found := config.stash.get(WORST, []):
+def pytest_terminal_summary(terminalreporter):
+    reports = [r for r in terminalreporter.getreports("passed") if r.when == "call"]
+    if found := [(z, r.nodeid) for r in reports for name, z in r.user_properties if name == "z"]:
         z, name = max(found)
         terminalreporter.write_line(f"worst |z| of {len(found)} statistical tests: {z:.2f}, {name}")
 

@@ -27,7 +27,9 @@ def test_every_source_has_a_config(source):
 
 
 @pytest.mark.parametrize("name", ["include", "exclude"])
-@pytest.mark.parametrize("pattern", [["a.*"], ("a", "b"), lambda name: True], ids=repr)
+@pytest.mark.parametrize(
+    "pattern", [["a.*"], ("a", "b"), lambda name: True], ids=["list", "tuple", "predicate"]
+)
 def test_patterns(name, pattern):
     assert getattr(SamplingConfig(**{name: pattern}), name) is pattern
 
