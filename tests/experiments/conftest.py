@@ -14,6 +14,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from experiments import runner
 from experiments.records import RunRecord
+from experiments.variance_data import error_frame, load_probes, summarise
+from tests.experiments.probes import write_probes
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = (
@@ -128,3 +130,20 @@ def tiny_glue(tmp_path):
         return (f"task={name}", f"task.data_dir={tmp_path / 'glue'}", *small)
 
     return make
+
+
+@pytest.fixture
+def add(make_record, tmp_path):
+    """Writes a record with these probes into tmp_path / "v"; returns its path."""
+
+    def write(*probes, task="cola", model="minilm", name=None, **options):
+        path = tmp_path / "v" / f"{name or task + model}.json"
+        return write_probes(make_record(), path, *probes, task=task, model=model, **options)
+
+    return write
+
+
+@pytest.fixture
+def found(tmp_path):
+    """The summary of what ``add`` wrote."""
+    return lambda: summarise(error_frame(load_probes(tmp_path / "v")))

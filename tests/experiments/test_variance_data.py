@@ -7,26 +7,9 @@ import pytest
 from experiments.errors import UserError
 from experiments.figures import main
 from experiments.records import write_record
-from experiments.variance_data import RUN, error_frame, layer_type, load_probes, summarise
+from experiments.variance_data import RUN, layer_type, load_probes
 from experiments.variance_tables import probe_table, variance_table
-from tests.experiments.probes import LOWRANK, PPS, WTACRS, probe, write_probes
-
-
-@pytest.fixture
-def add(make_record, tmp_path):
-    """Writes a record with these probes into tmp_path / "v"; returns its path."""
-
-    def write(*probes, task="cola", model="minilm", name=None, **options):
-        path = tmp_path / "v" / f"{name or task + model}.json"
-        return write_probes(make_record(), path, *probes, task=task, model=model, **options)
-
-    return write
-
-
-@pytest.fixture
-def found(tmp_path):
-    """The summary of what ``add`` wrote."""
-    return lambda: summarise(error_frame(load_probes(tmp_path / "v")))
+from tests.experiments.probes import LOWRANK, PPS, WTACRS, probe
 
 
 def rows(text):

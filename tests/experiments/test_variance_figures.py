@@ -12,25 +12,8 @@ from experiments.figures import (
     winner_mass_figure,
     winners_figure,
 )
-from experiments.variance_data import error_frame, load_probes, summarise, winner_frame
-from tests.experiments.probes import PPS, probe, write_probes
-
-
-@pytest.fixture
-def add(make_record, tmp_path):
-    """Writes a record with these probes into tmp_path / "v"; returns its path."""
-
-    def write(*probes, task="cola", model="minilm", name=None, **options):
-        path = tmp_path / "v" / f"{name or task + model}.json"
-        return write_probes(make_record(), path, *probes, task=task, model=model, **options)
-
-    return write
-
-
-@pytest.fixture
-def found(tmp_path):
-    """The summary of what ``add`` wrote."""
-    return lambda: summarise(error_frame(load_probes(tmp_path / "v")))
+from experiments.variance_data import load_probes, winner_frame
+from tests.experiments.probes import PPS, probe
 
 
 def test_budget_figure_shows_mean_and_range_over_probes_that_draw(add, found):

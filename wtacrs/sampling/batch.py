@@ -142,7 +142,7 @@ class Passes:
     def begin(self, facts: Facts) -> ForwardPass:
         """Layers that run from now on belong to a new pass. What older ones could find again, if
         they were recomputed, is let go."""
-        for one in self.all():
+        for _, one in self._begun:
             one.known.clear()
             one.inputs.clear()
         self._begun.append((_next_number(), ForwardPass(facts, self.reported)))
@@ -154,9 +154,6 @@ class Passes:
             one = self._begun[-1][1]
             one.ended, one.end = True, _next_number()
             one.known.clear()
-
-    def all(self) -> list[ForwardPass]:
-        return [one for _, one in self._begun]
 
     def current(self) -> ForwardPass | None:
         """The pass to which a layer that runs now belongs; None: to one that nobody told of."""
