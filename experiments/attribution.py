@@ -18,7 +18,7 @@ from experiments.measure import measure_memory, step_on
 from experiments.tasks import TaskData
 from experiments.training import BatchFacts, build_trainer, longest_batch
 from wtacrs import Sampler
-from wtacrs.attribution import attribute
+from wtacrs.measure.attribution import attribute
 
 
 def measure_alone(
@@ -43,7 +43,7 @@ def measure_alone(
 def describe_held(trainer: Trainer, model: PreTrainedModel, rows: list[Any]) -> dict[str, Any]:
     """The section ``attribution``: what is alive when the forward pass on ``rows`` ends.
 
-    ``saved_bytes`` is the sum of ``rows``; the fields are those of ``wtacrs.attribution``.
+    ``saved_bytes`` is the sum of ``rows``; the fields are those of ``wtacrs.measure.attribution``.
     """
     _, step = step_on(trainer, rows)
     found = asdict(attribute(model, step))

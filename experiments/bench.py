@@ -32,7 +32,7 @@ from experiments.provenance import provenance
 from experiments.saving import save_memory
 from experiments.timing import paired, summary
 from wtacrs import ESTIMATORS, Sampler, SamplingConfig, sample_linears_
-from wtacrs.attention import set_attention
+from wtacrs.attention.interface import set_attention
 
 CONF = Path(__file__).parent.parent / "conf"
 

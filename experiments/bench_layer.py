@@ -9,7 +9,7 @@ from torch import nn
 
 from experiments.timing import paired, summary
 from wtacrs import Sampler, SamplingConfig, sample_linears_
-from wtacrs.launches import Launches
+from wtacrs.measure.launches import Launches
 from wtacrs.sampling.linear import left_side
 from wtacrs.sampling.weights import row_norms
 

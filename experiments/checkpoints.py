@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from experiments.errors import UserError
 from experiments.training import BatchFacts
 from experiments.variance import VarianceProbe
-from wtacrs.lossless import rounding_of
+from wtacrs.layers import rounding_of
 
 STATE_FILE = "wtacrs_state.pt"
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from experiments.training import BatchFacts
 from wtacrs import Sampler
-from wtacrs.memory import measure_step
+from wtacrs.measure.step import measure_step
 
 
 class StepTimer(TrainerCallback):
@@ -75,7 +75,7 @@ def measure_memory(
 
     ``saved_bytes`` is what is alive when the forward pass ends and was not before it: activations,
     and the loss. ``peak_bytes`` counts parameters, optimizer state and gradients too; ``at_peak``
-    says of what it is made, as in ``wtacrs.memory.StepMemory``.
+    says of what it is made, as in ``wtacrs.measure.step.StepMemory``.
     """
     if sampler is not None:
         sampler.settle()  # the host table is no part of the step

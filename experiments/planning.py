@@ -38,7 +38,7 @@ CHOICES = {"precision": ("fp32", "bf16"), "device": ("cuda", "cpu"), "output": (
 
 @dataclass(frozen=True)
 class Plan:
-    """What one setting takes; bytes as in ``wtacrs.memory.StepMemory``.
+    """What one setting takes; bytes as in ``wtacrs.measure.step.StepMemory``.
 
     Attributes:
         config: the setting, resolved.

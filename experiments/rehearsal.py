@@ -27,7 +27,7 @@ from experiments.saving import check_attention, save_memory
 from experiments.text2text import is_text_to_text, token_masks
 from experiments.tuning import sample, tune
 from wtacrs import Sampler
-from wtacrs.memory import StepMemory, measure_step
+from wtacrs.measure.step import StepMemory, measure_step
 
 
 class Rehearsal:

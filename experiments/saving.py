@@ -11,8 +11,8 @@ from torch import nn
 from experiments.errors import UserError
 from experiments.records import DEFAULTS
 from wtacrs import SampledLinear
-from wtacrs.attention import ATTENTION, set_attention
-from wtacrs.lossless import GELU, KINDS, save_less_
+from wtacrs.attention.interface import ATTENTION, set_attention
+from wtacrs.layers import GELU, KINDS, save_less_
 from wtacrs.recompute import RECOMPUTE, recompute_
 
 CONF = Path(__file__).parent.parent / "conf"

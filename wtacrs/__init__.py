@@ -4,12 +4,12 @@ See ``sample_linears_`` for models, ``estimate_matmul`` and ``select`` for the m
 """
 
 from wtacrs.config import SamplingConfig
-from wtacrs.convert import restore_linears_, sample_linears_
 from wtacrs.sampling.estimators import ESTIMATORS, Selection
 from wtacrs.sampling.linear import SampledLinear
 from wtacrs.sampling.matmul import estimate_matmul
 from wtacrs.sampling.sampler import Sampler
 from wtacrs.sampling.select import select
+from wtacrs.swap import restore_linears_, sample_linears_
 
 __all__ = [
     "ESTIMATORS",

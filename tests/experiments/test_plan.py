@@ -15,7 +15,7 @@ from experiments.rehearsal import Rehearsal, cuda_kernels
 from experiments.saving import save_memory
 from experiments.text2text import is_text_to_text, token_masks
 from experiments.tuning import sample, tune
-from wtacrs.memory import SavedBytes, measure_step
+from wtacrs.measure.step import SavedBytes, measure_step
 
 BERT = (
     *("model=digits_tiny", "batch_size=4", "max_length=32", "device=cpu"),

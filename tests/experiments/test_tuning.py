@@ -12,7 +12,7 @@ from experiments.errors import UserError
 from experiments.models import load_model
 from experiments.runner import RunError, run
 from wtacrs import SampledLinear, SamplingConfig, sample_linears_
-from wtacrs.memory import SavedBytes
+from wtacrs.measure.step import SavedBytes
 
 LORA = ("tuning=lora", "tuning.rank=4")
 

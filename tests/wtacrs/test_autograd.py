@@ -6,8 +6,8 @@ from torch import nn
 
 from tests.wtacrs.tiny import batch_of, tiny_bert
 from wtacrs import SamplingConfig, sample_linears_
-from wtacrs.attention import set_attention
-from wtacrs.lossless import save_less_
+from wtacrs.attention.interface import set_attention
+from wtacrs.layers import save_less_
 
 REFUSED = "second derivatives do not pass"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wtacrs import SamplingConfig, sample_linears_
-from wtacrs.lossless import rounding_of, save_less_
+from wtacrs.layers import rounding_of, save_less_
 from wtacrs.randomness import Randomness, stream_seed
 
 CPU = torch.device("cpu")

@@ -13,9 +13,9 @@ from tests.wtacrs.tiny import (
     tiny_llama,
     tiny_t5,
 )
-from wtacrs.attention import set_attention
-from wtacrs.lossless import restore_layers_, save_less_
-from wtacrs.memory import StorageTracker
+from wtacrs.attention.interface import set_attention
+from wtacrs.layers import restore_layers_, save_less_
+from wtacrs.measure.step import StorageTracker
 from wtacrs.recompute import recompute_, restore_forward_
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])

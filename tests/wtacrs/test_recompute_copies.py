@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.wtacrs.tiny import assert_same_step, models, step, tiny_bert
-from wtacrs.memory import SavedBytes
+from wtacrs.measure.step import SavedBytes
 from wtacrs.recompute import recompute_, restore_forward_
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])

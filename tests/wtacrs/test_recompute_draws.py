@@ -7,8 +7,8 @@ import torch
 
 from tests.wtacrs.tiny import batch_of, step, tiny_bert, tiny_t5
 from wtacrs import SamplingConfig, sample_linears_
-from wtacrs.lossless import save_less_
-from wtacrs.memory import SavedBytes
+from wtacrs.layers import save_less_
+from wtacrs.measure.step import SavedBytes
 from wtacrs.recompute import recompute_
 
 bert_and_t5 = pytest.mark.parametrize("make", [tiny_bert, tiny_t5], ids=["bert", "t5"])

@@ -6,8 +6,8 @@ from torch import nn
 
 from tests.wtacrs.tiny import MASK, assert_same_step, batch_of, step, tiny_bert, tiny_t5
 from wtacrs import SamplingConfig, sample_linears_
-from wtacrs.attention import set_attention
-from wtacrs.lossless import save_less_
+from wtacrs.attention.interface import set_attention
+from wtacrs.layers import save_less_
 from wtacrs.recompute import recompute_, restore_forward_
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])

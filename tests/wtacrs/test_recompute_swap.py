@@ -16,7 +16,7 @@ from tests.wtacrs.tiny import (
     step,
     tiny_bert,
 )
-from wtacrs.memory import SavedBytes, StorageTracker
+from wtacrs.measure.step import SavedBytes, StorageTracker
 from wtacrs.recompute import recompute_, restore_forward_
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])

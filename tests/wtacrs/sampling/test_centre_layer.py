@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from wtacrs import ESTIMATORS, SamplingConfig, sample_linears_
-from wtacrs.memory import SavedBytes
+from wtacrs.measure.step import SavedBytes
 from wtacrs.sampling.centre import CENTRES
 
 kinds = pytest.mark.parametrize("kind", ["classes", "lowrank"])

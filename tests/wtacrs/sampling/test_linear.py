@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 
-from wtacrs.memory import SavedBytes, StorageTracker
+from wtacrs.measure.step import SavedBytes, StorageTracker
 from wtacrs.sampling.draws import Kept
 from wtacrs.sampling.linear import SampledLinearFunction, SampledRows
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from wtacrs.lossless.bits import pack, unpack
+from wtacrs.layers.bits import pack, unpack
 
 SHAPES = [(), (0,), (1,), (7,), (8,), (9,), (64,), (3, 5), (2, 0, 4), (4, 3, 2, 5), (1001,)]
 

@@ -16,9 +16,9 @@ from tests.wtacrs.tiny import (
     tiny_bert,
 )
 from wtacrs import SamplingConfig, restore_linears_, sample_linears_
-from wtacrs.attention import RecomputedAttention, set_attention
-from wtacrs.memory import SavedBytes
-from wtacrs.sampled_attention import SampledAttention
+from wtacrs.attention.interface import RecomputedAttention, set_attention
+from wtacrs.attention.sampled import SampledAttention
+from wtacrs.measure.step import SavedBytes
 
 B, H, T, S, D = 2, 2, 6, 5, 4
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from wtacrs.tracker import SavedBytes, StorageTracker, tensor_bytes
+from wtacrs.measure.tracker import SavedBytes, StorageTracker, tensor_bytes
 
 __all__ = [
     "PeakMemory",

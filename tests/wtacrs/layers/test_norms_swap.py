@@ -8,9 +8,9 @@ from torch import nn
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from wtacrs import SamplingConfig, sample_linears_
-from wtacrs.lossless import save_less_
-from wtacrs.lossless.norms import LosslessLayerNorm
-from wtacrs.memory import SavedBytes
+from wtacrs.layers import save_less_
+from wtacrs.layers.norms import LosslessLayerNorm
+from wtacrs.measure.step import SavedBytes
 
 I = 12  # noqa: E741
 

@@ -3,7 +3,7 @@
 import torch
 
 from experiments.bench_layer import bench_launches
-from wtacrs.launches import Launches
+from wtacrs.measure.launches import Launches
 
 
 def test_views_and_allocations_do_not_count():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wtacrs.watch import Watch, pattern
+from wtacrs.measure.watch import Watch, pattern
 
 
 @dataclass(frozen=True)

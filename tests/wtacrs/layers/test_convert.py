@@ -18,8 +18,8 @@ from tests.wtacrs.tiny import (
     tiny_bert,
     tiny_t5,
 )
-from wtacrs.lossless import restore_layers_, rounding_of, save_less_
-from wtacrs.memory import SavedBytes
+from wtacrs.layers import restore_layers_, rounding_of, save_less_
+from wtacrs.measure.step import SavedBytes
 
 models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 gelus = pytest.mark.parametrize("gelu", ["exact", "rounded"])

@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig, BertForSequenceClassification
 
-from wtacrs.memory import PeakMemory, measure_step, optimizer_tensors, tensor_bytes
+from wtacrs.measure.step import PeakMemory, measure_step, optimizer_tensors, tensor_bytes
 
 
 def test_peak_memory_on_the_cpu():

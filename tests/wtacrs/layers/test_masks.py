@@ -7,15 +7,15 @@ from torch.autograd import gradcheck
 from transformers.models.t5.modeling_t5 import T5DenseActDense
 
 from tests.wtacrs.tiny import tiny_t5
-from wtacrs.lossless import bits, save_less_
-from wtacrs.lossless.masks import (
+from wtacrs.layers import bits, save_less_
+from wtacrs.layers.masks import (
     DoneDropout,
     LosslessDropout,
     LosslessReLU,
     LosslessReLUDropout,
     ReLUFunction,
 )
-from wtacrs.memory import SavedBytes
+from wtacrs.measure.step import SavedBytes
 
 SPECIAL = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45, 3e38]
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

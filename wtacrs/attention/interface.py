@@ -18,80 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wtacrs.autograd import first_order
-from wtacrs.lossless.bits import pack, unpack
-from wtacrs.sampled_attention import SampledAttention, keep_mask, probabilities
+from wtacrs.attention.recomputed import RecomputedAttention
+from wtacrs.attention.sampled import SampledAttention
 from wtacrs.sampling.linear import SampledLinear
 from wtacrs.sampling.sampler import Sampler
 
 ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
 NAMES = {"recompute": "wtacrs_recompute", "sampled": "wtacrs_sampled"}
-CHUNK_BYTES = 1 << 22  # of the scores at a time, small beside any layer, or
-PARTS = 16  # so many parts, so that there are not too many kernels
-
-
-def part_of(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Samples ``start`` to ``stop`` of a tensor whose first dimension may be broadcast."""
-    return tensor if tensor.shape[0] == 1 else tensor[start:stop]
-
-
-class RecomputedAttention(torch.autograd.Function):
-    """(q, k, v) (b, h, t, d) and biases (b or 1, h or 1, t or 1, s) -> (b, h, t, d)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float, p: float, *biases: Tensor
-    ) -> Tensor:
-        b, h, t, s = *q.shape[:3], k.shape[2]
-        keep = keep_mask(torch.Size((b, h, t, s)), p, q.device) if p > 0 else None
-        out = torch.empty((b, t, h, v.shape[-1]), dtype=v.dtype, device=v.device).transpose(1, 2)
-        ctx.step = max(1, min(b, max(-(-b // PARTS), CHUNK_BYTES // max(1, 4 * h * t * s))))
-        if h * t * s % 8:
-            ctx.step = -(-ctx.step // 8) * 8  # a part's bits begin with a byte
-        with torch.autocast(q.device.type, enabled=False):
-            for start in range(0, b, ctx.step):
-                stop = min(b, start + ctx.step)
-                parts = [part_of(bias, start, stop) for bias in biases]
-                weights = probabilities(q[start:stop], k[start:stop], scaling, parts)
-                if keep is not None:
-                    weights = weights.mul_(keep[start:stop]).mul_(1 / (1 - p) if p < 1 else 0.0)
-                out[start:stop] = weights.to(v.dtype) @ v[start:stop]
-        ctx.scaling, ctx.p, ctx.shape = scaling, p, (b, h, t, s)
-        ctx.save_for_backward(q, k, v, None if keep is None else pack(keep), *biases)
-        return out
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bits, *biases = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[5:]
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        dbiases = [torch.zeros_like(x) if w else None for x, w in zip(biases, wanted, strict=True)]
-        b, *rest = ctx.shape
-        size = torch.Size(rest).numel()  # elements of one sample's scores
-        scale = 1 / (1 - ctx.p) if ctx.p < 1 else 0.0
-        for start in range(0, b, ctx.step):
-            stop = min(b, start + ctx.step)
-            one = slice(start, stop)
-            parts = [part_of(bias, start, stop) for bias in biases]
-            weights = probabilities(q[one], k[one], ctx.scaling, parts)
-            dropped = weights
-            dweights = (dout[one] @ v[one].transpose(-1, -2)).to(weights.dtype)
-            if bits is not None:
-                keep = unpack(bits[start * size // 8 : -(-stop * size // 8)], weights.shape)
-                dropped = weights.mul(keep).mul_(scale)
-                dweights.mul_(keep).mul_(scale)
-            dv[one] = dropped.transpose(-1, -2).to(dout.dtype) @ dout[one]
-            del dropped
-            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            for dbias in dbiases:
-                if dbias is not None:
-                    part = part_of(dbias, start, stop)
-                    part.add_(dscores.sum_to_size(part.shape))
-            dscores = dscores.to(q.dtype)
-            dq[one] = (dscores @ k[one]).mul_(ctx.scaling)
-            dk[one] = (dscores.transpose(-1, -2) @ q[one]).mul_(ctx.scaling)
-        return dq, dk, dv, None, None, *dbiases
 
 
 def _attend(

@@ -10,26 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wtacrs.attention.functional import keep_mask, probabilities
 from wtacrs.autograd import first_order
-from wtacrs.lossless.bits import pack, unpack
+from wtacrs.layers.bits import pack, unpack
 from wtacrs.sampling.estimators import Selection
 from wtacrs.sampling.sampler import Sampler
 from wtacrs.sampling.select import draw, rows_kept
 from wtacrs.sampling.weights import even_floor, probabilities_of, row_norms
-
-
-def probabilities(q: Tensor, k: Tensor, scaling: float, biases: list[Tensor]) -> Tensor:
-    """softmax(Q K^T * scaling + biases): (b, h, t, d), (b, h, s, d) -> (b, h, t, s)."""
-    scores = (q @ k.transpose(-1, -2)).mul_(scaling)
-    for bias in biases:
-        scores = scores + bias if bias.dtype != scores.dtype else scores.add_(bias)
-    return scores.softmax(-1)
-
-
-def keep_mask(shape: torch.Size, p: float, device: torch.device) -> Tensor:
-    """Which elements dropout keeps; on the CPU what ``F.dropout`` would draw."""
-    keep = torch.empty(shape, dtype=torch.bool, device=device)
-    return keep.fill_(False) if p == 1 else keep.bernoulli_(1 - p)
 
 
 class SampledAttention(torch.autograd.Function):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wtacrs.autograd import first_order
-from wtacrs.lossless.bits import pack, scale_kept, zero_unkept
+from wtacrs.layers.bits import pack, scale_kept, zero_unkept
 
 
 class DropoutFunction(torch.autograd.Function):

@@ -11,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForSequenceClassification
 
 from wtacrs import SamplingConfig, sample_linears_
-from wtacrs.attention import set_attention
-from wtacrs.attribution import attribute
-from wtacrs.lossless import save_less_
-from wtacrs.memory import measure_step
+from wtacrs.attention.interface import set_attention
+from wtacrs.layers import save_less_
+from wtacrs.measure.attribution import attribute
+from wtacrs.measure.step import measure_step
+from wtacrs.measure.watch import BEFORE, OUTPUT, UNSEEN
 from wtacrs.recompute import recompute_
-from wtacrs.watch import BEFORE, OUTPUT, UNSEEN
 
 HALF = SamplingConfig(include=["*"], budget=0.5, grad_norms="none")
 

@@ -20,9 +20,9 @@ from tests.wtacrs.tiny import (
     tiny_llama,
     tiny_t5,
 )
-from wtacrs import attention
-from wtacrs.attention import RecomputedAttention, _attend, set_attention
-from wtacrs.memory import SavedBytes
+from wtacrs.attention import recomputed as attention
+from wtacrs.attention.interface import RecomputedAttention, _attend, set_attention
+from wtacrs.measure.step import SavedBytes
 
 dropouts = pytest.mark.parametrize("dropout", [0.0, 0.1])
 

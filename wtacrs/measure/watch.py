@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from wtacrs.measure.tracker import StorageTracker, storage_key
 from wtacrs.sampling.linear import SampledLinear
-from wtacrs.tracker import StorageTracker, storage_key
 
 # Who holds a storage that no autograd node of a module saved.
 OUTPUT = "the model's output"

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from wtacrs.tracker import SavedBytes, StorageTracker, tensor_bytes
+from wtacrs.measure.tracker import SavedBytes, StorageTracker, tensor_bytes
 
 
 def test_bytes_alive_and_peak():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from wtacrs import SampledLinear, SamplingConfig, restore_linears_, sample_linears_
-from wtacrs.memory import SavedBytes
+from wtacrs.measure.step import SavedBytes
 
 IN_THE_BLOCK = [f"layers.0.{name}" for name in "qkvo"]
 EVERYTHING = SamplingConfig(include=["*"])

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from wtacrs.lossless.gelu import RoundedGELU
-from wtacrs.lossless.masks import DoneDropout, LosslessDropout, LosslessReLU, LosslessReLUDropout
-from wtacrs.lossless.norms import LosslessLayerNorm, LosslessRMSNorm
+from wtacrs.layers.gelu import RoundedGELU
+from wtacrs.layers.masks import DoneDropout, LosslessDropout, LosslessReLU, LosslessReLUDropout
+from wtacrs.layers.norms import LosslessLayerNorm, LosslessRMSNorm
 from wtacrs.randomness import Randomness
 
 KINDS = ("norm", "dropout", "relu")

@@ -1,0 +1,1 @@
+"""Attention that keeps less, through transformers' AttentionInterface."""

@@ -1,0 +1,1 @@
+"""Bytes alive, a step's peak, who holds what, kernels launched."""
