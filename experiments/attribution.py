@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from experiments.measure import measure_memory, step_on
 from experiments.tasks import TaskData
-from experiments.training import BatchFacts, build_trainer, longest_batch
+from experiments.training import build_trainer, longest_batch
 from wtacrs import Sampler
 from wtacrs.measure.attribution import attribute
 
@@ -29,7 +29,6 @@ def measure_alone(
     sampler: Sampler | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sections ``memory`` and ``attribution`` of a record."""
-    BatchFacts(model, sampler)
     one_step = {"training": {"max_steps": 1, "checkpoint_steps": 0}, "logging": {"name": "none"}}
     config = OmegaConf.merge(config, one_step)
     with TemporaryDirectory() as folder:  # the Trainer makes it and leaves it empty

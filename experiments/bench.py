@@ -18,6 +18,7 @@ import argparse
 import copy
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,16 @@ from torch import nn
 from experiments.bench_layer import bench_launches, bench_selection
 from experiments.models import new_model
 from experiments.provenance import provenance
-from experiments.saving import save_memory
 from experiments.timing import paired, summary
-from wtacrs import ESTIMATORS, Sampler, SamplingConfig, sample_linears_
+from wtacrs import (
+    ESTIMATORS,
+    PRESETS,
+    MemoryConfig,
+    Sampler,
+    SamplingConfig,
+    apply_,
+    sample_linears_,
+)
 from wtacrs.attention.interface import set_attention
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -80,15 +88,14 @@ def bench_step(
     return ratios
 
 
-METHODS: dict[str, tuple[str, ...]] = {
-    "linear": (),
-    "paper": (),
-    "lean without recomputation": ("recompute=none",),
-    "lean": (),
-    "leanest": (),
-    "checkpoint": ("attention=eager",),
-    "full, attention by transformers' choice": (),
+METHODS: dict[str, MemoryConfig] = {
+    **PRESETS,
+    "lean without recomputation": replace(PRESETS["lean"], recompute="none"),
+    "checkpoint, attention by transformers' choice": PRESETS["checkpoint"],
+    "checkpoint": replace(PRESETS["checkpoint"], attention="eager"),
+    "full, attention by transformers' choice": PRESETS["plain"],
 }
+SHOWN = tuple(name for name in METHODS if name not in ("plain", "checkpoint_offload"))
 
 
 def bench_memory(
@@ -97,7 +104,7 @@ def bench_memory(
     pairs: int,
     model: str = "minilm",
     b: int = 32,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = SHOWN,
 ) -> dict[str, Any]:
     """Ratio of a step under each memory preset to the plain step with eager attention."""
     plain = new(model)
@@ -105,19 +112,15 @@ def bench_memory(
     set_attention(full, "eager")
     ratios = {}
     for method in methods:
-        preset = "plain" if method.startswith("full") else method.split()[0]
-        memory = OmegaConf.load(CONF / "memory" / f"{preset}.yaml")
-        memory.merge_with_dotlist([*METHODS[method]])
-        for estimator in estimators if memory.sample_linears else ["full"]:
-            other, sampler = copy.deepcopy(plain), None
-            save_memory(other, memory)
-            if memory.sample_linears:
-                sampling = SamplingConfig(estimator=estimator, budget=budget)
-                sampler = sample_linears_(other, sampling, num_samples=b, max_tokens=128)
-            name = f"{method}, {estimator}@{budget:g}" if memory.sample_linears else method
+        samples = METHODS[method].sampling is not None
+        for estimator in estimators if samples else ["full"]:
+            sampling = SamplingConfig(estimator=estimator, budget=budget)
+            memory = replace(METHODS[method], sampling=sampling if samples else None)
+            other = copy.deepcopy(plain)
+            sampler = apply_(other, memory, num_samples=b, max_tokens=128).sampler
+            name = f"{method}, {estimator}@{budget:g}" if samples else method
             sides = training_step(other, sampler, b), training_step(full, None, b)
-            work = paired(*sides, pairs)
-            ratios[name] = summary(work)
+            ratios[name] = summary(paired(*sides, pairs))
     return ratios
 
 
@@ -135,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
             bench_memory,
             model="bert_base",
             b=16,
-            methods=("lean without recomputation", "lean", "checkpoint"),
+            methods=("linear", "lean without recomputation", "lean", "leanest", "checkpoint"),
         ),
         "selection": bench_selection,
         "launches": bench_launches,

@@ -10,7 +10,7 @@ from torch import nn
 from experiments.timing import paired, summary
 from wtacrs import Sampler, SamplingConfig, sample_linears_
 from wtacrs.measure.launches import Launches
-from wtacrs.sampling.linear import left_side
+from wtacrs.sampling.early import left_side
 from wtacrs.sampling.weights import row_norms
 
 LAYERS = 8  # between the depths at which kernels are counted

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainerCallback
 
 from experiments.errors import UserError
 from experiments.training import BatchFacts
 from experiments.variance import VarianceProbe
-from wtacrs.layers import rounding_of
+from wtacrs import Handle
 
 STATE_FILE = "wtacrs_state.pt"
 
@@ -27,23 +26,22 @@ class Checkpoints(TrainerCallback):
     here it waits for it. From one at the very end the Trainer would train on; here it is not made.
 
     Args:
-        model: as it trains.
-        facts: counts its steps and knows its sampler.
+        handle: of the model, holds the state of its sampler.
+        facts: counts its steps.
         probe: measures while it trains, if anything does.
         resume_from: the checkpoint to go on from, or None.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        handle: Handle,
         facts: BatchFacts,
         probe: VarianceProbe | None,
         resume_from: Path | None,
     ) -> None:
         owners = {
             "facts": facts,
-            "sampler": facts.sampler,
-            "rounding": rounding_of(model),
+            "memory": handle,
             "probe": probe,
         }
         self.owners: dict[str, Any] = {name: o for name, o in owners.items() if o is not None}

@@ -33,8 +33,7 @@ def losses(overrides: list[str]) -> Tensor:
     """The loss of each training step (steps,) of the run that the overrides describe."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config: Any = runner.resolve(compose("config", overrides))
-    tokenizer, data, model, sampler = runner.prepare(config)
-    training.BatchFacts(model, sampler)
+    tokenizer, data, model, _ = runner.prepare(config)
     found: list[Tensor] = []
     model.register_forward_hook(lambda _model, _args, output: found.append(output.loss.detach()))
     with TemporaryDirectory() as folder:

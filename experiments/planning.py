@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UserError
+from experiments.records import DEFAULTS
 from experiments.rehearsal import Rehearsal
 from experiments.report import MIB
 from experiments.saving import check_memory
@@ -129,8 +130,9 @@ def largest_batch(peak: Callable[[int], int], limit: int, first: int) -> int:
 
 def _plain(config: DictConfig) -> str:
     """The plain step of the same model and size, as JSON."""
-    plain = {key: OmegaConf.load(CONF / key / f"{name}.yaml") for key, name in
-             (("tuning", "full"), ("estimator", "full"), ("memory", "plain"))}  # fmt: skip
+    groups = ("tuning", "full"), ("estimator", "full")
+    plain = {key: OmegaConf.load(CONF / key / f"{name}.yaml") for key, name in groups}
+    plain["memory"] = OmegaConf.create({"name": "plain", **DEFAULTS["memory"]})
     kept = {key: config[key] for key in ("model", "max_length", "target_length", "batch_size")}
     kept |= {key: config[key] for key in ("precision", "device", "seed")}
     return json.dumps(OmegaConf.to_container(OmegaConf.create({**kept, **plain, "budget": 1.0})))

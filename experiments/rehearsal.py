@@ -23,9 +23,9 @@ from torch.utils.flop_counter import flop_registry
 
 from experiments.errors import UserError
 from experiments.models import new_model
-from experiments.saving import check_attention, save_memory
-from experiments.text2text import is_text_to_text, token_masks
-from experiments.tuning import sample, tune
+from experiments.saving import save_memory
+from experiments.text2text import is_text_to_text
+from experiments.tuning import tune
 from wtacrs import Sampler
 from wtacrs.measure.step import StepMemory, measure_step
 
@@ -47,9 +47,7 @@ class Rehearsal:
             self.model = new_model(config.model)
             self._check_length()
             tune(self.model, config.tuning)
-        save_memory(self.model, config.memory)
-        self.sampler = sample(self.model, config, 1, config.max_length)
-        check_attention(self.model, config.memory)
+            self.sampler = save_memory(self.model, config, 1, config.max_length).sampler
         if config.precision == "bf16":
             self.model.bfloat16()
         with self._fake:
@@ -100,9 +98,6 @@ class Rehearsal:
     def _forward_and_backward(self, batch: dict[str, Tensor]) -> None:
         if self.sampler is not None and self._second is not None:
             self.sampler.load_state_dict(self._second)
-            text_to_text = is_text_to_text(self.model.config)
-            mask = token_masks(batch) if text_to_text else batch["attention_mask"]
-            self.sampler.start_batch(mask=mask)
         self.model(**batch).loss.backward()
 
     def _state_after_a_step(self, sampler: Sampler) -> dict[str, Any]:

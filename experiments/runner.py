@@ -29,10 +29,10 @@ from experiments.models import load_model, load_tokenizer
 from experiments.provenance import provenance
 from experiments.records import RunRecord, check_writable, read_record, record_path, write_record
 from experiments.report import show
-from experiments.saving import check_attention, check_memory, save_memory
+from experiments.saving import check_memory, save_memory
 from experiments.tasks import TaskData, load_task
 from experiments.variance import VarianceProbe
-from wtacrs import Sampler
+from wtacrs import Handle
 
 CHECKPOINTS = Path("outputs/checkpoints")
 
@@ -148,7 +148,8 @@ def existing(path: Path, overwrite: bool) -> RunRecord | None:
 
 def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
     """Load, train, measure; fills the sections of ``record`` as they become known."""
-    tokenizer, data, model, sampler = prepare(config)
+    tokenizer, data, model, handle = prepare(config)
+    sampler = handle.sampler
     if config.measure.get("alone"):
         measured = measure_alone(config, model, tokenizer, data, sampler)
         record.memory, record.attribution = measured
@@ -160,8 +161,8 @@ def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
     probe = None
     if sampler is not None and "probe_steps" in config.measure:
         probe = VarianceProbe(model, sampler, config.measure)
-    facts = training.BatchFacts(model, sampler, config.measure.warmup_steps)
-    saver = checkpoints.Checkpoints(model, facts, probe, resume_from)
+    facts = training.BatchFacts(model, config.measure.warmup_steps)
+    saver = checkpoints.Checkpoints(handle, facts, probe, resume_from)
     timer = measure.StepTimer()
     callbacks: list[TrainerCallback] = [timer, saver]
     prepare_logging(config.logging)
@@ -183,18 +184,16 @@ def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
 
 def prepare(
     config: Any,
-) -> tuple[PreTrainedTokenizerBase | None, TaskData, PreTrainedModel, Sampler | None]:
-    """Tokenizer, data, the model as it will train, and its sampler."""
+) -> tuple[PreTrainedTokenizerBase | None, TaskData, PreTrainedModel, Handle]:
+    """Tokenizer, data, the model as it will train, and what was done to it."""
     set_seed(config.seed)  # the new head, dropout and the order of the data
     tokenizer = load_tokenizer(config.model)
     data = load_task(config.task, tokenizer, config.seed)
     model = load_model(config.model, data.num_labels, data.regression)
     max_tokens = training.longest_sequence(config, model, tokenizer, data)
     tuning.tune(model, config.tuning)
-    save_memory(model, config.memory, config.seed)
-    sampler = tuning.sample(model, config, len(data.train), max_tokens)
-    check_attention(model, config.memory)
-    return tokenizer, data, model, sampler
+    handle = save_memory(model, config, len(data.train), max_tokens)
+    return tokenizer, data, model, handle
 
 
 def prepare_logging(config: Any) -> None:

@@ -96,17 +96,6 @@ class TextToText:
         return np.array([self.first_tokens.index(first) for first in labels[:, 0]])
 
 
-def token_masks(inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """The masks (b, t) of an encoder-decoder's linear layers, by name, for ``Sampler.start_batch``.
-
-    A row that is masked has no gradient at all: queries never see keys of padding in the encoder,
-    decoder positions after the target have no loss and, with a causal mask, no later reader. The
-    first match counts: keys and values of the cross attention read what the encoder put out.
-    """
-    source, target = inputs["attention_mask"], inputs["labels"] != -100
-    return {"*encoder.*": source, "*.EncDecAttention.[kv]*": source, "*": target}
-
-
 def text_to_text(
     model: PreTrainedModel, task: Any, tokenizer: PreTrainedTokenizerBase | None
 ) -> TextToText | None:

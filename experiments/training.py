@@ -25,17 +25,15 @@ from transformers import (
 from experiments import metrics
 from experiments.errors import UserError
 from experiments.tasks import TaskData
-from experiments.text2text import is_text_to_text, text_to_text, token_masks
-from wtacrs import Sampler
+from experiments.text2text import is_text_to_text, text_to_text
+from wtacrs.facts import IGNORED
 
 
 class BatchFacts:
-    """A forward pre-hook: takes ``sample_ids`` out of the model's inputs, tells the sampler.
+    """Hooks of a model that count what training steps process.
 
-    Unmodified models know no ``sample_ids``, and the Trainer hands each batch to ``forward``.
-    It also counts what training steps process. Sums stay on the device, since reading one would
-    stop it, and are added to in place: nothing grows with the run, and a step whose memory is
-    measured shows none of ours.
+    Sums stay on the device, since reading one would stop it, and are added to in place: nothing
+    grows with the run, and a step whose memory is measured shows none of ours.
 
     Attributes:
         samples: of each step.
@@ -45,10 +43,8 @@ class BatchFacts:
             resumption too.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, sampler: Sampler | None, warmup_steps: int = 0
-    ) -> None:
-        self.sampler, self.warmup_steps = sampler, warmup_steps
+    def __init__(self, model: PreTrainedModel, warmup_steps: int = 0) -> None:
+        self.warmup_steps = warmup_steps
         self.samples: list[int] = []
         self.tokens: Tensor | int = 0
         self.loss_sum: Tensor | float = 0.0
@@ -57,20 +53,15 @@ class BatchFacts:
         model.register_forward_pre_hook(self, with_kwargs=True)
         model.register_forward_hook(self._after)
 
-    def __call__(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        sample_ids = kwargs.pop("sample_ids", None)
+    def __call__(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if model.training:
             mask = kwargs["attention_mask"]
             self.samples.append(mask.shape[0])
             tokens = mask.sum(dtype=torch.int64)
             if self._text_to_text:
-                mask = token_masks(kwargs)
-                tokens = tokens + mask["*"].sum()
+                tokens = tokens + (kwargs["labels"] != IGNORED).sum()
             total = torch.as_tensor(self.tokens, device=tokens.device)
             self.tokens = total.add_(tokens, alpha=int(len(self.samples) > self.warmup_steps))
-            if self.sampler is not None:
-                self.sampler.start_batch(sample_ids, mask)
-        return args, kwargs
 
     def _after(self, model: Any, args: Any, output: Any) -> None:
         if model.training:
@@ -123,7 +114,7 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
         save_total_limit=1,
         report_to=[] if config.logging.name == "none" else [config.logging.name],
         run_name=folder.name,
-        remove_unused_columns=False,  # sample_ids are ours; BatchFacts takes them out
+        remove_unused_columns=False,  # sample_ids are ours; wtacrs takes them out
         disable_tqdm=not (t.progress and sys.stderr.isatty()),
         dataloader_pin_memory=not on_cpu,
     )

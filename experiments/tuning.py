@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from experiments.errors import UserError
-from wtacrs import Sampler, SamplingConfig, sample_linears_
+from wtacrs import Sampler, SamplingConfig
 
 METHODS = ("full", "lora")
 
@@ -102,21 +102,21 @@ def sampling_config(config: Any) -> SamplingConfig:
         raise UserError(str(error)) from error
 
 
-def sample(model: nn.Module, config: Any, num_samples: int, max_tokens: int) -> Sampler | None:
-    """Sample the model's linear layers; None for the estimator "full", which is the plain model."""
-    sampling = sampling_config(config)
-    if sampling.estimator == "full":
-        return None
-    try:
-        return sample_linears_(model, sampling, num_samples=num_samples, max_tokens=max_tokens)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
 def describe_sampling(sampler: Sampler | None) -> dict[str, Any]:
-    """The section ``sampling`` of a record."""
+    """The section ``sampling`` of a record.
+
+    ``early`` and ``late`` count the layers by when they pick their rows; ``rows_kept_fraction`` is
+    of those that pick early, null where none does.
+    """
     if sampler is None:
-        return {"layers": 0, "skipped": {}, "rows_kept_fraction": 1.0}
+        return {"layers": 0, "early": 0, "late": 0, "skipped": {}, "rows_kept_fraction": 1.0}
     skipped = dict(Counter(sampler.skipped.values()))
     kept = sampler.rows_kept / sampler.rows_seen if sampler.rows_seen else None
-    return {"layers": len(sampler.names), "skipped": skipped, "rows_kept_fraction": kept}
+    late = len(sampler.late)
+    return {
+        "layers": len(sampler.names),
+        "early": len(sampler.names) - late,
+        "late": late,
+        "skipped": skipped,
+        "rows_kept_fraction": kept,
+    }

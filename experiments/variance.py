@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.errors import UserError
-from experiments.text2text import is_text_to_text, token_masks
 from wtacrs import ESTIMATORS, Sampler
+from wtacrs.facts import mask_of
 from wtacrs.randomness import Randomness
 from wtacrs.sampling.batch import Facts
 from wtacrs.sampling.centre import CENTRES, Centring
@@ -39,7 +39,7 @@ MASS_POINTS = 50  # points of the curve P_c against c / n
 class VarianceProbe:
     """A forward pre-hook that measures at the steps of ``config`` (the group ``measure``).
 
-    Register it before the hook that takes ``sample_ids`` away. ``results`` fills as steps pass.
+    ``results`` fills as steps pass.
 
     Raises:
         UserError: a method that is unknown, or directions that the run does not learn.
@@ -50,8 +50,8 @@ class VarianceProbe:
         self.methods = [split_method(method, sampler) for method in config.methods]
         self.results: list[dict[str, Any]] = []
         self._step = 0
-        self._text_to_text = is_text_to_text(model.config)
-        model.register_forward_pre_hook(self, with_kwargs=True)
+        # Before the library's hook, which takes the sample ids away.
+        model.register_forward_pre_hook(self, with_kwargs=True, prepend=True)
 
     def __call__(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if model.training:
@@ -68,8 +68,7 @@ class VarianceProbe:
         self.results, self._step = state["results"], state["step"]
 
     def _measure(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        mask = token_masks(inputs) if self._text_to_text else inputs["attention_mask"]
-        facts = Facts(inputs["sample_ids"], mask)
+        facts = Facts(inputs["sample_ids"], mask_of(model, inputs))
         shown = {key: value for key, value in inputs.items() if key != "sample_ids"}
         caught = catch(model, self.sampler, shown)
         errors: dict[tuple[str, str, float, str], list[float]] = {}

@@ -1,9 +1,10 @@
-"""What the user decides about sampling: one frozen, validated object."""
+"""What the user decides, as frozen, validated objects: how to sample, and what to keep."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from wtacrs.sampling.centre import CENTRES
 from wtacrs.sampling.estimators import ESTIMATORS, check_budget, check_estimator
@@ -108,3 +109,84 @@ class SamplingConfig:
                 f"center={self.center!r} with estimator={self.estimator!r}, which {why}: the rest "
                 "would be lost, not estimated. Choose center='none' or another estimator"
             )
+
+
+LOSSLESS = ("norm", "dropout", "relu")
+GELU = ("exact", "rounded")
+ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
+RECOMPUTE = ("none", "attention", "block", "checkpoint", "checkpoint_offload")
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What a model keeps for its backward pass.
+
+    Args:
+        sampling: how linear layers are sampled; None leaves them plain.
+        lossless: kinds of layers, of "norm", "dropout", "relu", that become exact ones that keep
+            less (``wtacrs.layers``).
+        gelu: "exact" leaves it as it is, "rounded" keeps its derivative in 8 bits, unbiased.
+        attention: "default" (the model's), "eager" and "sdpa" (transformers'), "recompute" and
+            "sampled" (``wtacrs.attention``).
+        recompute: what is computed again in the backward pass (``wtacrs.recompute``): "attention",
+            "block"; or transformers' own switch, "checkpoint", "checkpoint_offload".
+
+    Raises:
+        ValueError: a value that is unknown, or two that contradict each other.
+    """
+
+    sampling: SamplingConfig | None = field(default_factory=SamplingConfig)
+    lossless: tuple[str, ...] = ()
+    gelu: str = "exact"
+    attention: str = "default"
+    recompute: str = "none"
+
+    @property
+    def samples(self) -> bool:
+        """Whether any linear layer is sampled."""
+        return self.sampling is not None and self.sampling.estimator != "full"
+
+    def __post_init__(self) -> None:
+        for name, known in (("gelu", GELU), ("attention", ATTENTION), ("recompute", RECOMPUTE)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r} is unknown; choose {', '.join(known)}")
+        if unknown := [kind for kind in self.lossless if kind not in LOSSLESS]:
+            raise ValueError(f"lossless holds {unknown}; choose from {', '.join(LOSSLESS)}")
+        object.__setattr__(self, "lossless", tuple(self.lossless))
+        if self.attention == "sampled" and not self.samples:
+            raise ValueError("attention='sampled' needs a sampling estimator, not full")
+
+
+_EXACT: dict[str, Any] = {"lossless": LOSSLESS, "attention": "recompute"}
+
+#: Name -> what it stands for. See the README for what each keeps and costs.
+PRESETS: dict[str, MemoryConfig] = {
+    "plain": MemoryConfig(sampling=None),
+    "linear": MemoryConfig(),
+    "paper": MemoryConfig(lossless=LOSSLESS, attention="sampled"),
+    "lean": MemoryConfig(**_EXACT, recompute="attention"),
+    "leanest": MemoryConfig(**_EXACT, recompute="block"),
+    "checkpoint": MemoryConfig(sampling=None, recompute="checkpoint"),
+    "checkpoint_offload": MemoryConfig(sampling=None, recompute="checkpoint_offload"),
+}
+
+
+def preset(name: str, **sampling: Any) -> MemoryConfig:
+    """The ``MemoryConfig`` called ``name``, its sampling changed by keys of ``SamplingConfig``.
+
+    Raises:
+        ValueError: an unknown preset or key, or a key for a preset that samples nothing.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    known = [one.name for one in fields(SamplingConfig)]
+    if unknown := [key for key in sampling if key not in known]:
+        raise ValueError(
+            f"unknown keys {unknown}; those of a SamplingConfig are {', '.join(known)}"
+        )
+    chosen = PRESETS[name]
+    if chosen.sampling is None:
+        if sampling:
+            raise ValueError(f"preset {name!r} samples nothing, so {[*sampling]} have no meaning")
+        return chosen
+    return replace(chosen, sampling=replace(chosen.sampling, **sampling))

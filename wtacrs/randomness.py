@@ -46,6 +46,14 @@ class Randomness:
             self._generators[device] = generator
         return self._generators[device]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Randomness:
+        # By hand, since a generator cannot be copied among fake tensors.
+        copied = Randomness(self.seed, self.purpose)
+        for device, generator in self._generators.items():
+            copied._generators[device] = torch.Generator(device=device)
+            copied._generators[device].set_state(generator.get_state())
+        return copied
+
     def state_dict(self) -> dict[str, Any]:
         """Generator states by device: with them a resumed run is the same run."""
         states = {str(device): g.get_state() for device, g in self._generators.items()}

@@ -8,47 +8,45 @@ activations and a third of its linear products. The price is that part's forward
 wherever they lie in its arguments, and the generators' states, so that dropout is replayed. Both
 passes run with autograd, hence whatever leaves the part has its gradient, be it returned or taken
 by a hook (router losses, attention maps); so has a gradient's gradient, and checkpoints nest.
-Nothing that the first pass saves is ever read: sampled layers draw in the second one only.
+Sampled layers inside pick their rows late.
+
+The second pass ends at the last layer that keeps something of its own, a sampled one or a whole
+feed-forward sublayer: what comes after it is saved in the first pass as if nothing were recomputed
+(one bit an element of a dropout; the output of a norm, which is the next block's input anyway). So
+the product of that layer, whose value no gradient needs, is not computed again, by construction:
+torch stops a second pass once everything is there that the first one left out.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from wtacrs.layers.feed_forward import ChunkedForward
 from wtacrs.sampling.linear import SampledLinear
-from wtacrs.sampling.sampler import Sampler
+from wtacrs.swap import OwnForward
 
-RECOMPUTE = ("none", "attention", "block")
+PARTS = ("none", "attention", "block")
 
 
-class RecomputedForward:
-    """A module's own ``forward``, which hides that of its class: others find blocks by the class.
-
-    The module is held weakly: without a cycle, a model that is deleted is freed at once.
-    """
+class RecomputedForward(OwnForward):
+    """Computes a module again in the backward pass."""
 
     def __init__(self, module: nn.Module, what: str) -> None:
-        self._module, self._what = weakref.ref(module), what
+        super().__init__(module)
+        self._what = what
         self.hidden: Callable[..., Any] | None = module.__dict__.get("forward")  # also its own
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_module": self._module()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _module=weakref.ref(state["_module"]))
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if (module := self._module()) is None:
-            raise ReferenceError("the module of this forward was deleted")
+        module = self.module
         plain = self.hidden or partial(type(module).forward, module)
         if not (module.training and torch.is_grad_enabled()):
             return plain(*args, **kwargs)
@@ -62,13 +60,13 @@ class RecomputedForward:
             args, kwargs = tree_unflatten(leaves, structure)
             return plain(*args, **kwargs)
 
-        layers = (layer for layer in module.modules() if isinstance(layer, SampledLinear))
-        sampler = next((layer.sampler for layer in layers), None)
-        if sampler is None and torch.compiler.is_compiling():
+        layers = _layers(module)
+        if not layers and torch.compiler.is_compiling():
             return checkpoint(work, *leaves, use_reentrant=False)  # which is traced whole
         run: Any = torch.compiler.disable(checkpoint)  # with contexts it cannot be traced
-        contexts = lambda: (_first_pass(sampler), nullcontext())  # noqa: E731
-        return tree_map(_as_new, run(work, *leaves, use_reentrant=False, context_fn=contexts))
+        contexts = lambda: (_first_pass(layers), _second_pass(layers))  # noqa: E731
+        outputs = run(work, *leaves, use_reentrant=False, context_fn=contexts)
+        return outputs if layers else tree_map(_as_new, outputs)
 
 
 def _is_cache(leaf: Any) -> bool:
@@ -84,17 +82,67 @@ def _without_cache(leaf: Any) -> Any:
     return None
 
 
+def _layers(module: nn.Module) -> list[SampledLinear | ChunkedForward]:
+    """Those inside that keep something of their own, in the order in which they are registered."""
+    found: list[SampledLinear | ChunkedForward] = []
+    inside: set[nn.Module] = set()  # of a feed-forward sublayer, which is one
+    for layer in module.modules():
+        if isinstance(forward := layer.__dict__.get("forward"), ChunkedForward):
+            inside |= {*forward.sampled()}
+            found = [one for one in found if one not in inside] + [forward]
+        elif isinstance(layer, SampledLinear) and layer not in inside:
+            found.append(layer)
+    return found
+
+
 @contextmanager
-def _first_pass(sampler: Sampler | None) -> Iterator[None]:
-    """Draws nothing. Autocast's cache is off, for it would hold what this pass does not keep: a
-    copy of each weight, until the model returns."""
+def _late(layers: list[SampledLinear | ChunkedForward]) -> Iterator[None]:
+    samplers = {layer.sampler for layer in layers if isinstance(layer, SampledLinear)}
+    with ExitStack() as stack:
+        for sampler in samplers:
+            stack.enter_context(sampler.recomputed())
+        yield
+
+
+@contextmanager
+def _first_pass(layers: list[SampledLinear | ChunkedForward]) -> Iterator[None]:
+    """What runs after the last of ``layers`` is saved as it would be without recomputation.
+
+    Autocast's cache is off, for it would hold what this pass does not keep: a copy of each weight,
+    until the model returns.
+    """
     caches = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
+    last = layers[-1] if layers else None
     try:
-        with nullcontext() if sampler is None else sampler.without_draws():
+        with ExitStack() as stack, _late(layers):
+
+            def save(_: Any) -> None:
+                stack.enter_context(saved_tensors_hooks(_as_it_is, _as_it_is))
+
+            if last is not None:
+                last.when_done = save
             yield
     finally:
+        if last is not None:
+            last.when_done = None
         torch.set_autocast_cache_enabled(caches)
+
+
+@contextmanager
+def _second_pass(layers: list[SampledLinear | ChunkedForward]) -> Iterator[None]:
+    if layers:
+        layers[-1].without_product = True
+    try:
+        with _late(layers):
+            yield
+    finally:
+        if layers:
+            layers[-1].without_product = False
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _as_new(x: Any) -> Any:
@@ -118,8 +166,8 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
         ValueError: ``what`` is unknown, nothing matches, or the model recomputes already; "block"
             also where the model checkpoints its blocks, in which "attention" may be recomputed.
     """
-    if what not in RECOMPUTE:
-        raise ValueError(f"recompute={what!r} is unknown; choose {', '.join(RECOMPUTE)}")
+    if what not in PARTS:
+        raise ValueError(f"recompute={what!r} is unknown; choose {', '.join(PARTS)}")
     if what == "none":
         return []
     if what == "block":
@@ -143,8 +191,40 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
     return [*chosen]
 
 
+def checkpoints(model: nn.Module) -> bool:
+    """Whether transformers' own switch is on."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def checkpoint_(model: Any, offload: bool) -> None:
+    """Turn on transformers' own switch, not reentrant; with ``offload``, inputs go to the host.
+
+    Raises:
+        ValueError: a model without it; offloading without an accelerator, as transformers has it.
+    """
+    if offload and next(model.parameters()).device.type == "cpu":
+        raise ValueError("checkpoint_offload needs an accelerator to offload from")
+    how = {"use_reentrant": False}
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ValueError(f"{type(model).__name__} has no gradient checkpointing of its own")
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(how, offload=offload)
+    elif offload:
+        raise ValueError("this transformers cannot offload what it checkpoints; update it")
+    else:
+        model.gradient_checkpointing_enable(how)
+
+
+def restore_checkpoint_(model: Any) -> None:
+    """Turn transformers' own switch off."""
+    if hasattr(model, "activation_checkpointing_disable"):
+        model.activation_checkpointing_disable()
+    else:
+        model.gradient_checkpointing_disable()
+
+
 def _refuse_checkpointing(model: nn.Module) -> None:
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    if checkpoints(model):
         raise ValueError(
             "the model has gradient checkpointing enabled already; leave recompute at none, or "
             "disable it (Trainer: gradient_checkpointing=False)"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -63,6 +65,41 @@ def restore_linears_(model: nn.Module) -> None:
             module.sampler.unfollow()
             module.__class__ = nn.Linear  # type: ignore[assignment]
             del module.sampler, module.name
+
+
+class OwnForward:
+    """The ``forward`` of one module, which hides that of its class and can call it.
+
+    The class of the module stays what it was, for others find blocks by it. The module is held
+    weakly: without a cycle, a model that is deleted is freed at once.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = weakref.ref(module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_module": self._module()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _module=weakref.ref(state["_module"]))
+
+    @property
+    def module(self) -> nn.Module:
+        """The module.
+
+        Raises:
+            ReferenceError: it was deleted.
+        """
+        if (module := self._module()) is None:
+            raise ReferenceError("the module of this forward was deleted")
+        return module
+
+
+def is_swapped(module: nn.Module) -> bool:
+    """Whether ``module`` itself is one that this library has changed."""
+    forward = module.__dict__.get("forward")
+    ours = isinstance(module, SampledLinear) or "plain_class" in module.__dict__
+    return ours or type(forward).__module__.startswith("wtacrs.")
 
 
 def _choose(

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from wtacrs.attention.recomputed import RecomputedAttention
 from wtacrs.attention.sampled import SampledAttention
+from wtacrs.config import ATTENTION
 from wtacrs.sampling.linear import SampledLinear
 from wtacrs.sampling.sampler import Sampler
 
-ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
 NAMES = {"recompute": "wtacrs_recompute", "sampled": "wtacrs_sampled"}
 
 
@@ -69,6 +69,17 @@ def _sampler_of(module: nn.Module) -> Sampler:
             f"{type(module).__name__} has no sampled one; call sample_linears_ first"
         )
     return sampler
+
+
+def attention_of(model: Any) -> str | None:
+    """The attention of a transformers model, under transformers' name; None of another model."""
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)
+
+
+def restore_attention(model: Any, before: str | None) -> None:
+    """The inverse of ``set_attention``, given what ``attention_of`` said before it."""
+    if before is not None:
+        model.set_attn_implementation(before)
 
 
 def set_attention(model: Any, name: str) -> None:

@@ -12,7 +12,7 @@ from wtacrs.autograd import first_order
 from wtacrs.layers.bits import pack, unpack
 
 CHUNK_BYTES = 1 << 22  # of the scores at a time, small beside any layer, or
-PARTS = 16  # so many parts, so that there are not too many kernels
+PARTS = 20  # so many parts, so that there are not too many kernels
 
 
 class RecomputedAttention(torch.autograd.Function):
@@ -55,15 +55,17 @@ class RecomputedAttention(torch.autograd.Function):
             one = slice(start, stop)
             parts = [part_of(bias, start, stop) for bias in biases]
             weights = probabilities(q[one], k[one], ctx.scaling, parts)
-            dropped = weights
-            dweights = (dout[one] @ v[one].transpose(-1, -2)).to(weights.dtype)
+            dropped, keep = weights, None
             if bits is not None:
                 keep = unpack(bits[start * size // 8 : -(-stop * size // 8)], weights.shape)
                 dropped = weights.mul(keep).mul_(scale)
-                dweights.mul_(keep).mul_(scale)
             dv[one] = dropped.transpose(-1, -2).to(dout.dtype) @ dout[one]
             del dropped
+            dweights = (dout[one] @ v[one].transpose(-1, -2)).to(weights.dtype)
+            if keep is not None:
+                dweights.mul_(keep).mul_(scale)
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+            del weights, dweights
             for dbias in dbiases:
                 if dbias is not None:
                     part = part_of(dbias, start, stop)
@@ -71,4 +73,5 @@ class RecomputedAttention(torch.autograd.Function):
             dscores = dscores.to(q.dtype)
             dq[one] = (dscores @ k[one]).mul_(ctx.scaling)
             dk[one] = (dscores.transpose(-1, -2) @ q[one]).mul_(ctx.scaling)
+            del dscores  # or it would live beside the next part's
         return dq, dk, dv, None, None, *dbiases

@@ -96,8 +96,6 @@ def select_rows(sampler: Sampler, rows: Tensor) -> Selection | None:
     if config.estimator == "full" or k >= n:
         return None
     norms = row_norms(rows)
-    if not sampler.draws:
-        return Selection(torch.zeros(k, dtype=torch.int64, device=rows.device), norms[:k])
     even = even_floor(torch.ones_like(norms), config.floor)
     probabilities = probabilities_of(norms, even, config.floor)
     return draw(config.estimator, probabilities, k, sampler.generator(rows.device))

@@ -37,17 +37,22 @@ def unpack(bits: Tensor, shape: torch.Size) -> Tensor:
     return flat[: shape.numel()].view(shape)
 
 
-def scale_kept(values: Tensor, bits: Tensor, scale: float) -> Tensor:
-    """``values`` (...) times ``scale`` where the bit is 1, times 0 elsewhere: NaN stays NaN."""
-    out = torch.empty(values.shape, dtype=values.dtype, device=values.device)
+def scale_kept(values: Tensor, bits: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """``values`` (...) times ``scale`` where the bit is 1, times 0 elsewhere: NaN stays NaN.
+
+    ``out`` may be ``values`` itself, contiguous.
+    """
+    if out is None:
+        out = torch.empty(values.shape, dtype=values.dtype, device=values.device)
     for part, keep, target in _parts(values, bits, out):
         torch.mul(part, keep, out=target).mul_(scale)
     return out
 
 
-def zero_unkept(values: Tensor, bits: Tensor) -> Tensor:
-    """``values`` (...) where the bit is 1, and 0 elsewhere, whatever the value."""
-    out = torch.empty(values.shape, dtype=values.dtype, device=values.device)
+def zero_unkept(values: Tensor, bits: Tensor, out: Tensor | None = None) -> Tensor:
+    """``values`` (...) where the bit is 1, 0 elsewhere, whatever the value; ``out`` as above."""
+    if out is None:
+        out = torch.empty(values.shape, dtype=values.dtype, device=values.device)
     for part, keep, target in _parts(values, bits, out):
         target.copy_(part).masked_fill_(keep.logical_not_(), 0.0)
     return out

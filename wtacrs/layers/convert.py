@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from wtacrs.config import GELU
+from wtacrs.config import LOSSLESS as KINDS
 from wtacrs.layers.gelu import RoundedGELU
 from wtacrs.layers.masks import DoneDropout, LosslessDropout, LosslessReLU, LosslessReLUDropout
 from wtacrs.layers.norms import LosslessLayerNorm, LosslessRMSNorm
 from wtacrs.randomness import Randomness
 
-KINDS = ("norm", "dropout", "relu")
-GELU = ("exact", "rounded")
 # Modules whose ``act`` is followed by their ``dropout`` at once, by class name.
 ACT_THEN_DROPOUT = ("T5DenseActDense",)
 # Largest relative error that rounding a norm's output may cause in what is recovered from it.

@@ -7,6 +7,9 @@ layers, and on the CPU dropout draws what the plain layer would draw from the sa
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,21 +20,57 @@ from wtacrs.autograd import first_order
 from wtacrs.layers.bits import pack, scale_kept, zero_unkept
 
 
+class Memo:
+    """What layers keep of a first pass without autograd for a second one with it, in order."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Any] = deque()
+        self.replays = False
+
+    def keep(self, what: Any) -> None:
+        self._kept.append(what)
+
+    def take(self) -> Any:
+        what = self._kept.popleft()
+        self._kept.append(what)  # a graph that is retained has a second backward pass
+        return what
+
+    @contextmanager
+    def of(self, modules: Iterable[nn.Module], replays: bool) -> Iterator[None]:
+        """Let those of ``modules`` that know a memo use this one."""
+        self.replays = replays
+        knowing = [module for module in modules if hasattr(module, "memo")]
+        for module in knowing:
+            module.memo = self  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for module in knowing:
+                del module.memo
+
+
 class DropoutFunction(torch.autograd.Function):
-    """x (...) -> x * keep / (1 - p), 0 < p < 1; keeps ``keep`` in bits."""
+    """x (...) -> x * keep / (1 - p), 0 < p < 1; keeps ``keep`` in bits, or has them of a memo."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        y, keep = torch.native_dropout(x, p, True)
+    def forward(ctx: Any, x: Tensor, p: float, memo: Memo | None) -> Tensor:
         ctx.scale = 1 / (1 - p)
-        ctx.save_for_backward(pack(keep))
+        if memo is not None and memo.replays:
+            bits = memo.take()
+            y = scale_kept(x, bits, ctx.scale)
+        else:
+            y, keep = torch.native_dropout(x, p, True)
+            bits = pack(keep)
+            if memo is not None:
+                memo.keep(bits)
+        ctx.save_for_backward(bits)
         return y
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (bits,) = ctx.saved_tensors
-        return scale_kept(dy, bits, ctx.scale), None
+        return scale_kept(dy, bits, ctx.scale), None, None
 
 
 class ReLUFunction(torch.autograd.Function):
@@ -41,24 +80,40 @@ class ReLUFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        y = F.relu(x)
-        live = y.le(0).logical_not_()  # a NaN lets its gradient through, as in the plain layer
-        ctx.scale = None
-        if p > 0:
-            y, keep = torch.native_dropout(y, p, True)
-            live.logical_and_(keep)
-            ctx.scale = 1 / (1 - p)
-        ctx.save_for_backward(pack(live))
+    def forward(ctx: Any, x: Tensor, p: float, memo: Memo | None) -> Tensor:
+        ctx.scale = None if p == 0 else 1 / (1 - p)
+        if memo is not None and memo.replays:
+            bits = memo.take()
+            y = of_kept(x, bits, ctx.scale)
+        else:
+            y, bits = relu_dropout(x, p)
+            if memo is not None:
+                memo.keep(bits)
+        ctx.save_for_backward(bits)
         return y
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (bits,) = ctx.saved_tensors
-        if ctx.scale is None:
-            return zero_unkept(dy, bits), None
-        return scale_kept(dy, bits, ctx.scale), None
+        return of_kept(dy, bits, ctx.scale), None, None
+
+
+def relu_dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """max(x, 0), then dropout where p > 0, and in bits which elements have a gradient."""
+    y = F.relu(x)
+    live = y.le(0).logical_not_()  # a NaN lets its gradient through, as in the plain layer
+    if p > 0:
+        y, keep = torch.native_dropout(y, p, True)
+        live.logical_and_(keep)
+    return y, pack(live)
+
+
+def of_kept(values: Tensor, bits: Tensor, scale: float | None, out: Tensor | None = None) -> Tensor:
+    """``values`` (...) where the bit is 1, times ``scale`` if dropout has one, 0 elsewhere."""
+    if scale is None:
+        return zero_unkept(values, bits, out)
+    return scale_kept(values, bits, scale, out)
 
 
 def _saves(x: Tensor) -> bool:
@@ -68,28 +123,35 @@ def _saves(x: Tensor) -> bool:
 class LosslessDropout(nn.Dropout):
     """``nn.Dropout`` with a mask of one bit."""
 
+    memo: Memo | None = None
+
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and 0 < self.p < 1 and _saves(input):
-            return DropoutFunction.apply(input, self.p)
+        if self.training and 0 < self.p < 1 and (self.memo is not None or _saves(input)):
+            return DropoutFunction.apply(input, self.p, self.memo)
         return F.dropout(input, self.p, self.training)
 
 
 class LosslessReLU(nn.ReLU):
     """``nn.ReLU`` with a mask of one bit."""
 
+    memo: Memo | None = None
+
     def forward(self, input: Tensor) -> Tensor:
-        return ReLUFunction.apply(input, 0.0) if _saves(input) else F.relu(input)
+        if self.memo is not None or _saves(input):
+            return ReLUFunction.apply(input, 0.0, self.memo)
+        return F.relu(input)
 
 
 class LosslessReLUDropout(nn.ReLU):
     """ReLU and the dropout that follows it, with one mask."""
 
     dropout_after: tuple[nn.Dropout]  # in a tuple: it has its place in the model already
+    memo: Memo | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         p = self.dropout_after[0].p if self.training else 0.0
-        if _saves(input) and p < 1:
-            return ReLUFunction.apply(input, p)
+        if p < 1 and (self.memo is not None or _saves(input)):
+            return ReLUFunction.apply(input, p, self.memo)
         return F.dropout(F.relu(input), p, self.training)
 
 

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from wtacrs.sampling.batch import Reported
-from wtacrs.sampling.centre import Split, features
-from wtacrs.sampling.select import draw
+from wtacrs.sampling.batch import Reported, Rows
+from wtacrs.sampling.centre import Centring, Split, features, row_classes
+from wtacrs.sampling.select import draw, rows_kept
 from wtacrs.sampling.weights import probabilities_of, row_norms
+
+if TYPE_CHECKING:
+    from wtacrs.config import SamplingConfig
 
 
 class Kept(NamedTuple):
-    """What says which rows of X are kept, and how they are centred: None for not at all."""
+    """Which rows of X are kept, and the features F by which they are centred: None for not at
+    all."""
 
     indices: Tensor  # (k,)
     scales: Tensor  # (k,)
     classes: Tensor | None  # (n, c)
     coordinates: Tensor | None  # (n, r); None too where r = 0
-    basis: Tensor | None  # G, (c + r, i), where it does not stand below the kept rows
 
 
 @dataclass
@@ -37,14 +39,28 @@ class Draw:
     version: int  # of the input: an in-place change makes it another input
     dtype: torch.dtype  # of the products
     kept: Kept
+    rows: TensorWeakRef
+    basis: Tensor | None  # G, to find the rows again
     reported: Reported
     readers: set[str] = field(default_factory=set)
-    rows: TensorWeakRef | None = None
 
     def serves(self, x: Tensor, dtype: torch.dtype, name: str) -> bool:
         """Whether layer ``name`` may share it. A layer that reads an input for the second time is
         in another forward pass, and draws anew."""
         return self.version == x._version and self.dtype == dtype and name not in self.readers
+
+    def rows_of(self, x: Tensor) -> Tensor:
+        """What was kept of ``x`` (n, i), picked again if whoever had it has let it go."""
+        if (rows := self.rows()) is None:
+            rows = x.index_select(0, self.kept.indices)
+            if self.kept.classes is not None and self.basis is not None:
+                f = features(self.kept.classes, self.kept.coordinates, x.dtype)
+                f = f.index_select(0, self.kept.indices)
+                rows = torch.addmm(rows, f, self.basis.to(x.dtype), alpha=-1)
+                rows = torch.cat([rows.to(self.dtype), self.basis])
+            rows = rows.to(self.dtype)
+            self.rows = TensorWeakRef(rows)
+        return rows
 
 
 def choose(
@@ -52,52 +68,66 @@ def choose(
     x: Tensor,
     split: Split | None,
     norms: Tensor,
-    even: Tensor,
+    even: Tensor | None,
     floor: float,
     k: int,
+    dtype: torch.dtype,
     generator: torch.Generator,
 ) -> tuple[Kept, Tensor]:
-    """Draw k rows of ``x`` (n, i), or of what ``split`` leaves of it: R (n, i), given too.
+    """Draw k rows of ``x`` (n, i), or of what ``split`` leaves of it.
 
     Args:
-        norms: (n,), estimates of ||dY_n||, 0 for rows that do not count.
-        even: (n,), see ``even_floor``.
+        norms: (n,), ||dY_n|| or estimates of it, 0 for rows that do not count.
+        even: (n,), see ``even_floor``; None where the norms are exact, which need no floor.
+        dtype: of the products in the backward pass.
+
+    Returns:
+        Which rows, and the rows themselves in ``dtype``: X_[j] (k, i), or [R_[j]; G] (k + q, i).
     """
-    classes, coordinates, basis, rest = (None, None, None, x) if split is None else split
-    probabilities = probabilities_of(row_norms(rest) * norms, even, floor)
-    indices, scales = draw(estimator, probabilities, k, generator)
-    return Kept(indices, scales, classes, coordinates, basis), rest
+    rest = x if split is None else split.rest
+    weights = row_norms(rest) * norms
+    if even is not None:
+        weights = probabilities_of(weights, even, floor)
+    indices, scales = draw(estimator, weights, k, generator)
+    rows = rest.index_select(0, indices).to(dtype)
+    if split is None:
+        return Kept(indices, scales, None, None), rows
+    rows = torch.cat([rows, split.basis])
+    return Kept(indices, scales, split.classes, split.coordinates), rows
 
 
-def gather(x: Tensor, kept: Kept, dtype: torch.dtype, rest: Tensor | None = None) -> Tensor:
-    """[R_[j]; G] (k + q, i) of X (n, i), or X_[j] (k, i), in ``dtype``; R made anew if need be."""
-    if kept.classes is None or kept.basis is None:
-        return x.index_select(0, kept.indices).to(dtype)
-    if rest is not None:
-        rows = rest.index_select(0, kept.indices)
-    else:
-        f = features(kept.classes, kept.coordinates, x.dtype).index_select(0, kept.indices)
-        rows = x.index_select(0, kept.indices)
-        rows = torch.addmm(rows, f, kept.basis.to(x.dtype), alpha=-1)
-    return torch.cat([rows.to(dtype), kept.basis])
+class LatePick(NamedTuple):
+    """Picks rows of one layer's input in the backward pass, from X and dY alone."""
 
+    config: SamplingConfig
+    centring: Centring
+    generator: torch.Generator
+    name: str  # of the layer
+    b: int
+    t: int
+    dtype: torch.dtype  # of the products
 
-def blank(x: Tensor, k: int, classes: Tensor | None, r: int, dtype: torch.dtype) -> Kept:
-    """What ``choose`` gives, in shape and dtype alone: of one number each."""
-    indices = _blank(x, torch.int64, [k])
-    scales = _blank(x, torch.promote_types(x.dtype, torch.float32), [k])
-    if classes is None:
-        return Kept(indices, scales, None, None, None)
-    coordinates = _blank(x, dtype, [len(x), r]) if r > 0 else None
-    basis = _blank(x, dtype, [classes.shape[1] + r, x.shape[1]])
-    return Kept(indices, scales, classes, coordinates, basis)
+    def rows(self, weights: Tensor) -> Kept | None:
+        """k of n rows by their ``weights`` (n,), uncentred; None for all rows."""
+        estimator, k = self.config.estimator, rows_kept(len(weights), self.config.budget)
+        if estimator == "full" or k >= len(weights):
+            return None
+        return Kept(*draw(estimator, weights, k, self.generator), None, None)
 
-
-def blank_rows(x: Tensor, kept: Kept, dtype: torch.dtype) -> Tensor:
-    """What ``gather`` gives, in shape and dtype alone."""
-    rows = len(kept.indices) + (0 if kept.basis is None else len(kept.basis))
-    return _blank(x, dtype, [rows, x.shape[1]])
-
-
-def _blank(x: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    return torch.zeros((), dtype=dtype, device=x.device).expand(shape)
+    @torch.no_grad()
+    def __call__(self, x: Tensor, norms: Tensor) -> tuple[Kept, Tensor] | None:
+        """What ``choose`` gives for X (n, i) and ||dY_n|| (n,); None for all rows."""
+        (n, i), estimator = x.shape, self.config.estimator
+        k, split = rows_kept(n, self.config.budget), None
+        if estimator == "full" or k >= n:
+            return None
+        if self.centring.kind != "none":
+            # A row without a gradient is padding, or as good as that.
+            classes = row_classes(Rows(self.b, self.t), (norms > 0).to(norms.dtype))
+            q = self.centring.size(n, i, classes.shape[1], k)
+            k -= self.centring.cost(n, i, q)
+            if q > 0:
+                scaled = norms / norms.amax().clamp(min=torch.finfo(norms.dtype).tiny)
+                squares = scaled.square()[:, None]
+                split = self.centring.split(self.name, x, classes, squares, self.dtype)
+        return choose(estimator, x, split, norms, None, 0, k, self.dtype, self.generator)

@@ -16,11 +16,11 @@ from wtacrs.config import SamplingConfig
 from wtacrs.randomness import Randomness
 from wtacrs.sampling.batch import ONE_MASK_FOR_TWO, Facts, ForwardPass, Mask, Passes, Reported
 from wtacrs.sampling.centre import Centring
-from wtacrs.sampling.draws import Draw, blank, blank_rows, choose, gather
+from wtacrs.sampling.draws import Draw, LatePick, choose
+from wtacrs.sampling.early import SampledRows, compute_dtype
 from wtacrs.sampling.grad_norms import GradNorms
 from wtacrs.sampling.history import History
 from wtacrs.sampling.known import known_rows
-from wtacrs.sampling.linear import SampledRows, compute_dtype
 from wtacrs.sampling.select import rows_kept
 
 
@@ -33,9 +33,9 @@ class Sampler:
         skipped: qualified name -> reason, for every other linear layer of the model.
         grad_norms: the estimates of ||dY_n||; ``grad_norms.host_bytes`` is what they take.
         centring: the split of the inputs, and its directions.
-        draws: False in a forward pass whose saved tensors are thrown away (``without_draws``).
-        rows_seen, rows_kept: rows that entered sampled layers while training, and rows saved, in
-            bytes' worth: what centring keeps counts as rows.
+        late: names of the layers that picked in the backward pass when they last ran.
+        rows_seen, rows_kept: rows that entered layers that pick early while training, and rows
+            saved, in bytes' worth: what centring keeps counts as rows.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class Sampler:
         self._randomness = Randomness(config.seed, "rows")
         self._history = History(self.grad_norms)
         self._passes = Passes()
-        self._told, self.draws = False, True
+        self.late: set[str] = set()
+        self._told = self._recomputed = False
         self._handles: list[Any] = []
         self._reads_two_sequences = False
 
@@ -110,6 +111,10 @@ class Sampler:
         self._begin(facts)
         self._told = True
 
+    def expects_facts(self, model: nn.Module) -> bool:
+        """Whether ``model`` is called for a training pass of which nothing was told."""
+        return _is_training_pass(model) and not self._told
+
     def _begin(self, facts: Facts) -> ForwardPass:
         self.settle()
         return self._passes.begin(facts)
@@ -137,6 +142,29 @@ class Sampler:
                 stacklevel=2,
             )
 
+    def picks_late(self, name: str, x: Tensor) -> bool:
+        """Whether layer ``name`` picks rows of ``x`` in the backward pass, since it is there then:
+        recomputed, or kept whole by a norm."""
+        late = self._recomputed or getattr(x.grad_fn, "keeps_output", False)
+        (self.late.add if late else self.late.discard)(name)
+        return late
+
+    @contextmanager
+    def recomputed(self) -> Iterator[None]:
+        """What runs in this context is computed again in the backward pass, or is there already."""
+        before, self._recomputed = self._recomputed, True
+        try:
+            yield
+        finally:
+            self._recomputed = before
+
+    def pick_of(self, name: str, x: Tensor) -> LatePick:
+        """What picks rows of ``x`` (..., i) for layer ``name`` in the backward pass."""
+        b, t = (x.shape[:-2].numel(), x.shape[-2]) if x.dim() > 2 else (x.shape[:-1].numel(), 1)
+        return LatePick(
+            self.config, self.centring, self.generator(x.device), name, b, t, compute_dtype(x)
+        )
+
     @torch.no_grad()
     def sample_rows(self, name: str, x: Tensor) -> SampledRows | None:
         """The rows of ``x`` (..., i) that layer ``name`` keeps, or None if it keeps them all.
@@ -146,70 +174,48 @@ class Sampler:
         flat = x.reshape(-1, x.shape[-1])  # (n, i)
         k = rows_kept(flat.shape[0], self.config.budget)
         exact = self.config.estimator == "full" or k >= flat.shape[0]
-        if self.draws:
-            self.rows_seen += flat.shape[0]
-            self.rows_kept += flat.shape[0] if exact else k
+        self.rows_seen += flat.shape[0]
+        self.rows_kept += flat.shape[0] if exact else k
         if exact:
             return None
         of = self._passes.current() or self._begin(Facts())
         # Autocast off: with it, centred rows would be subtracted from in low precision.
         dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
-            shared, rest = of.inputs.get(x), None
-            if shared is None or not shared.serves(x, dtype, name):
-                shared, rest = self._draw(name, x, flat, k, dtype, of)
+            shared = of.inputs.get(x)
+            if shared is not None and shared.serves(x, dtype, name):
+                rows = shared.rows_of(flat)
+            else:
+                shared, rows = self._draw(name, x, flat, k, dtype, of)
                 of.inputs[x] = shared
-            shared.readers.add(name)
-            report = partial(shared.reported.take, name)
-            if getattr(x.grad_fn, "keeps_output", False):
-                return SampledRows(None, shared.kept, report)
-            rows = None if shared.rows is None else shared.rows()
-            if rows is None:
-                rows = (
-                    gather(flat, shared.kept, dtype, rest)
-                    if self.draws
-                    else blank_rows(flat, shared.kept, dtype)
-                )
-                shared.rows = TensorWeakRef(rows)
-        return SampledRows(rows, shared.kept._replace(basis=None), report)
+        shared.readers.add(name)
+        return SampledRows(rows, shared.kept, partial(shared.reported.take, name))
 
     def _draw(
         self, name: str, x: Tensor, flat: Tensor, k: int, dtype: torch.dtype, of: ForwardPass
     ) -> tuple[Draw, Tensor]:
-        rows = of.facts.rows_of(name, x.shape)
-        if rows.sample_ids is not None:
-            self.grad_norms.check_length(rows.t)
+        facts = of.facts.rows_of(name, x.shape)
+        if facts.sample_ids is not None:
+            self.grad_norms.check_length(facts.t)
         self.grad_norms.expect(name)
         floor, centred = self.config.floor, self.centring.kind != "none"
-        known = known_rows(of, rows, x.device, self.grad_norms, floor, centred)
+        known = known_rows(of, facts, x.device, self.grad_norms, floor, centred)
         (n, i), c = flat.shape, known.classes.shape[1]
         q = self.centring.size(n, i, c, k)
         k -= self.centring.cost(n, i, q)
-        if self.draws:
-            place, split = self.grad_norms.place(name), None
-            norms, squares = known.norms(place), known.squared_norms(place)
-            if q > 0:
-                split = self.centring.split(name, flat, known.classes, squares, dtype)
-            generator, estimator = self.generator(x.device), self.config.estimator
-            kept, rest = choose(estimator, flat, split, norms, known.even, floor, k, generator)
-        else:
-            classes = known.classes if q else None
-            kept, rest = blank(flat, k, classes, self.centring.rank, dtype), flat
-        return Draw(x._version, dtype, kept, Reported(name, rows, of)), rest
+        place, split = self.grad_norms.place(name), None
+        norms, squares = known.norms(place), known.squared_norms(place)
+        if q > 0:
+            split = self.centring.split(name, flat, known.classes, squares, dtype)
+        generator, estimator = self.generator(x.device), self.config.estimator
+        kept, rows = choose(estimator, flat, split, norms, known.even, floor, k, dtype, generator)
+        basis = None if split is None else split.basis
+        reported = Reported(name, facts, of)
+        return Draw(x._version, dtype, kept, TensorWeakRef(rows), basis, reported), rows
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The source of all draws on ``device``."""
         return self._randomness.generator(device)
-
-    @contextmanager
-    def without_draws(self) -> Iterator[None]:
-        """Let layers keep nothing but the shape of what they would: for a forward pass whose saved
-        tensors are thrown away, since it is recomputed. A draw is made once, in the second."""
-        before, self.draws = self.draws, False
-        try:
-            yield
-        finally:
-            self.draws = before
 
     def settle(self) -> None:
         """Take the norms of the last backward pass into the history now, not at the next batch."""

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 
 from wtacrs.measure.step import SavedBytes, StorageTracker
 from wtacrs.sampling.draws import Kept
-from wtacrs.sampling.linear import SampledLinearFunction, SampledRows
+from wtacrs.sampling.early import SampledLinearFunction, SampledRows
 
 SHAPES = [(4,), (6, 4), (2, 3, 4), (2, 1, 3, 4)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)

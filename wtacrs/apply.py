@@ -1,0 +1,233 @@
+"""The one door: a model keeps less for its backward pass, in place, and back.
+
+    handle = wtacrs.apply_(model, "lean", budget=0.3)
+
+is all that a training loop needs. The order of the swaps is settled here.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor, nn
+
+from wtacrs.attention.interface import attention_of, restore_attention, set_attention
+from wtacrs.config import PRESETS, MemoryConfig, preset
+from wtacrs.facts import FactsReader
+from wtacrs.layers import restore_layers_, rounding_of, save_less_
+from wtacrs.layers.chunks import chunk_feed_forward_, restore_feed_forward_
+from wtacrs.measure.step import StepMemory
+from wtacrs.recompute import (
+    checkpoint_,
+    checkpoints,
+    recompute_,
+    restore_checkpoint_,
+    restore_forward_,
+)
+from wtacrs.report import Report, fake_step, sampled_share
+from wtacrs.sampling.batch import Mask
+from wtacrs.sampling.linear import SampledLinear
+from wtacrs.sampling.sampler import Sampler
+from wtacrs.swap import is_swapped, restore_linears_, sample_linears_
+
+
+class Handle:
+    """What ``apply_`` did to a model.
+
+    Attributes:
+        model: the model.
+        config: the ``MemoryConfig``.
+        sampler: of its linear layers; None where none is sampled.
+        swapped: kind of swap -> qualified names of the modules that it changed.
+    """
+
+    def __init__(self, model: nn.Module, config: MemoryConfig) -> None:
+        self.model, self.config = model, config
+        self.sampler: Sampler | None = None
+        self.swapped: dict[str, list[str]] = {}
+        self._attention_before = attention_of(model)
+        self._done = False
+
+    def start_batch(self, sample_ids: Tensor | None = None, mask: Mask | None = None) -> None:
+        """Tell the facts of the next batch; see ``Sampler.start_batch``. Optional: without it they
+        are read from the arguments of the model's call, ``attention_mask`` and ``sample_ids``."""
+        if self.sampler is not None:
+            self.sampler.start_batch(sample_ids, mask)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Random and gradient-norm state: with it a resumed run is the same run."""
+        rounding = rounding_of(self.model)
+        return {
+            "sampler": None if self.sampler is None else self.sampler.state_dict(),
+            "rounding": None if rounding is None else rounding.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``.
+
+        Raises:
+            ValueError: a state of another preset, which has what this one lacks, or lacks it.
+        """
+        owners = {"sampler": self.sampler, "rounding": rounding_of(self.model)}
+        for name, owner in owners.items():
+            if (owner is None) != (state[name] is None):
+                raise ValueError(f"the state is of another MemoryConfig: {name} differs")
+        for name, owner in owners.items():
+            if owner is not None:
+                owner.load_state_dict(state[name])
+
+    def report(self, batch: dict[str, Tensor] | None = None) -> Report:
+        """A table of what was swapped, and what was left and why.
+
+        Args:
+            batch: arguments of a training call of the model whose output has a loss. With it the
+                table says what such a step takes at its peak, plain and now, on fake tensors.
+        """
+        left: dict[str, list[str]] = {}
+        for name, reason in ({} if self.sampler is None else self.sampler.skipped).items():
+            left.setdefault(reason, []).append(name)
+        names = [] if self.sampler is None else self.sampler.names
+        share = sampled_share(self.model, names)
+        if batch is None:
+            return Report(self.swapped, left, share)
+        plain, now = (fake_step(self.model, batch, f) for f in (self._restore, lambda _: None))
+        better = None if now.peak_bytes < plain.peak_bytes else self._better(batch, plain)
+        return Report(self.swapped, left, share, plain, now, better)
+
+    def _better(self, batch: dict[str, Tensor], plain: StepMemory) -> str | None:
+        """The preset with the smallest peak, if that is below the plain step's."""
+        peaks: dict[str, int] = {}
+        for name in PRESETS:
+
+            def change(model: nn.Module, name: str = name) -> None:
+                self._restore(model)
+                apply_(model, name)
+
+            with suppress(ValueError):  # it is not for this model
+                peaks[name] = fake_step(self.model, batch, change).peak_bytes
+        best = min(peaks, key=lambda name: peaks[name])
+        return best if peaks[best] < plain.peak_bytes else None
+
+    def _restore(self, model: nn.Module) -> None:
+        """Undo the swaps of ``model``, which is this one's or a copy."""
+        restore_forward_(model)
+        restore_feed_forward_(model)
+        restore_linears_(model)
+        restore_layers_(model)
+        if self.config.recompute in ("checkpoint", "checkpoint_offload"):
+            restore_checkpoint_(model)
+        if self.config.attention != "default":
+            restore_attention(model, self._attention_before)
+        for key, hook in [*model._forward_pre_hooks.items()]:
+            if isinstance(hook, FactsReader):
+                del model._forward_pre_hooks[key]
+                model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+    def undo(self) -> None:
+        """Turn the model back into what it was, in place.
+
+        Raises:
+            ValueError: it was undone already.
+        """
+        if self._done:
+            raise ValueError("undone already; call apply_ for a new handle")
+        self._done = True
+        self._restore(self.model)
+
+
+def apply_(
+    model: nn.Module,
+    memory: str | MemoryConfig = "lean",
+    *,
+    num_samples: int | None = None,
+    max_tokens: int | None = None,
+    **sampling: Any,
+) -> Handle:
+    """Have ``model`` keep less for its backward pass, in place.
+
+    Parameters, state-dict keys and an optimizer that was made before stay as they are. Call it
+    after adapters are added (peft) and before the model is wrapped (DDP, FSDP, compile).
+
+    Args:
+        model: any module with transformer blocks (members of an ``nn.ModuleList``).
+        memory: a key of ``wtacrs.PRESETS``, or a ``MemoryConfig``.
+        num_samples, max_tokens: see ``sample_linears_``; layers that pick late need neither.
+        sampling: with a preset, keys of ``SamplingConfig``: budget, estimator, seed, ...
+
+    Returns:
+        The ``Handle``, with which it is undone.
+
+    Raises:
+        ValueError: an unknown name, keys that contradict each other, a model that something was
+            applied to or that checkpoints already, or one in which there is nothing to do.
+    """
+    if isinstance(memory, MemoryConfig):
+        if sampling:
+            raise ValueError(f"{[*sampling]} and a MemoryConfig are two sayings; give one")
+        config = memory
+    else:
+        config = preset(memory, **sampling)
+    _check_untouched(model, config)
+    handle = Handle(model, config)
+    try:
+        _swap(handle, num_samples, max_tokens)
+    except BaseException:
+        handle.undo()
+        raise
+    reader = FactsReader(model, handle.sampler)
+    model.register_forward_pre_hook(reader, with_kwargs=True, prepend=True)
+    return handle
+
+
+def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> None:
+    """All swaps, in the order that each needs of the others."""
+    model, config = handle.model, handle.config
+    seed = 0 if config.sampling is None else config.sampling.seed
+    if config.attention != "default":
+        set_attention(model, config.attention)
+        handle.swapped[f"attention: {config.attention}"] = [type(model).__name__]
+    if config.lossless or config.gelu != "exact":
+        for name, kind in save_less_(model, config.lossless, config.gelu, seed).items():
+            handle.swapped.setdefault(kind, []).append(name)
+    if config.samples:
+        handle.sampler = sample_linears_(
+            model, config.sampling, num_samples=num_samples, max_tokens=max_tokens
+        )
+        handle.swapped["sampled linear layers"] = handle.sampler.names
+        _check_sampled_attention(model, config)
+    if config.recompute == "block":  # a forward that was replaced would not be sampled any more
+        handle.swapped["chunked feed-forward"] = chunk_feed_forward_(model)
+    if config.recompute in ("attention", "block"):
+        handle.swapped[f"recomputed: {config.recompute}"] = recompute_(model, config.recompute)
+    elif config.recompute != "none":
+        checkpoint_(model, offload=config.recompute == "checkpoint_offload")
+        handle.swapped[f"transformers' {config.recompute}"] = [type(model).__name__]
+
+
+def _check_untouched(model: nn.Module, config: MemoryConfig) -> None:
+    touched = sorted({type(m).__name__ for m in model.modules() if is_swapped(m)})
+    if touched:
+        raise ValueError(
+            f"something was applied to this {type(model).__name__} already (it has {touched}); "
+            "call handle.undo() first"
+        )
+    if checkpoints(model) and config.recompute not in ("none", "attention"):
+        raise ValueError(
+            f"the model has gradient checkpointing enabled already, and recompute="
+            f"{config.recompute!r} is in its place; disable it (Trainer: "
+            "gradient_checkpointing=False), or choose a preset that recomputes no block"
+        )
+
+
+def _check_sampled_attention(model: nn.Module, config: MemoryConfig) -> None:
+    """Sampled attention draws with the sampler of the linear layers inside: there must be some."""
+    if config.attention != "sampled":
+        return
+    for name, module in model.named_modules():
+        attends = "Attention" in type(module).__name__ and hasattr(module, "is_causal")
+        if attends and not any(isinstance(layer, SampledLinear) for layer in module.modules()):
+            raise ValueError(
+                f"attention='sampled' draws with the sampler of linear layers inside, and {name} "
+                "has no sampled one; choose another attention, or sample a layer of each (include)"
+            )

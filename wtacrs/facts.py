@@ -1,0 +1,66 @@
+"""The facts of a batch, read from the arguments of a call: which rows may have a gradient.
+
+A mask must never hide a row that has a gradient. Padding that no query attends to has none unless a
+label stands at it, or it predicts the next token's, as where a causal model is padded on the left.
+In a decoder, rows after the last label have none, for no row before them sees them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wtacrs.sampling.batch import Mask
+from wtacrs.sampling.sampler import Sampler
+
+IGNORED = -100  # the label of what has no loss
+# Layers that read the encoder's rows in the models of transformers, as glob patterns.
+OF_THE_SOURCE = ("*encoder.*", "*EncDecAttention.[kv]*", "*encoder_attn.[kv]_proj*")
+
+
+class FactsReader:
+    """A forward pre-hook of a model: tells ``sampler`` of each batch as the model is called.
+
+    ``sample_ids`` is taken out of the arguments, since no model knows it. What ``start_batch`` was
+    told before the call takes precedence.
+    """
+
+    def __init__(self, model: nn.Module, sampler: Sampler | None) -> None:
+        self._sampler, self._signature = sampler, inspect.signature(model.forward)
+
+    def __call__(
+        self, model: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        sample_ids = kwargs.pop("sample_ids", None)
+        if self._sampler is not None and self._sampler.expects_facts(model):
+            given = self._signature.bind_partial(*args, **kwargs).arguments
+            self._sampler.start_batch(
+                sample_ids, mask_of(model, {**given, **given.get("kwargs", {})})
+            )
+        return args, kwargs
+
+
+def mask_of(model: nn.Module, given: dict[str, Any]) -> Mask | None:
+    """The mask of the rows that may have a gradient, or None where it is not known.
+
+    Args:
+        given: arguments of the model's call: ``attention_mask`` (b, t); ``labels`` (b, t) if any.
+    """
+    mask, labels = given.get("attention_mask"), given.get("labels")
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return None
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        masks = dict.fromkeys(OF_THE_SOURCE, mask)
+        if isinstance(labels, Tensor) and labels.dim() == 2:
+            later = (labels != IGNORED).flip(1).cumsum(1).flip(1)
+            masks["*"] = later > 0
+        return masks
+    if isinstance(labels, Tensor) and labels.shape == mask.shape:
+        labelled = labels != IGNORED
+        return (mask != 0) | labelled | F.pad(labelled[:, 1:], (0, 1))
+    # The loss is computed elsewhere, and a language model's may be of any row.
+    return None if getattr(model, "can_generate", bool)() else mask

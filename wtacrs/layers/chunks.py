@@ -1,0 +1,178 @@
+"""The swap: feed-forward sublayers found by what they do, chunked in place, and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from wtacrs.layers import relu
+from wtacrs.layers.feed_forward import ChunkedForward, Deferred
+from wtacrs.layers.relu import ReLUFeedForward
+
+SHAPE = 3, 5  # samples by tokens with which a sublayer is tried, each sample in its own part
+
+
+def chunk_feed_forward_(model: nn.Module) -> list[str]:
+    """Have the feed-forward sublayers of ``model`` go through their rows in parts, in place.
+
+    Taken are, inside transformer blocks (members of an ``nn.ModuleList``), the outermost modules
+    that hold linear layers from d to a wider width and back and treat each row by itself, norms and
+    residuals included; and pairs of ``intermediate`` and ``output.dense``, as BERT and its likes
+    have them, computed together in the latter.
+
+    Each kind is tried first, on a copy with a few random rows: output and gradients must be those
+    of the plain module. So must they be with the last product left out of the second pass, or it
+    is not left out.
+
+    Returns:
+        The qualified names of the modules that do it.
+    """
+    verdicts: dict[Any, _How | None] = {}
+    chosen: list[str] = []
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    prefixes = tuple(f"{name}." if name else "" for name in lists)
+    for name, module in model.named_modules():
+        inside = name.startswith(prefixes) and not name.startswith(tuple(f"{c}." for c in chosen))
+        if not inside or "forward" in module.__dict__:
+            continue
+        for candidate, before in _candidates(module):
+            key = _kind(candidate, before)
+            if key not in verdicts:
+                verdicts[key] = _try(candidate, before)
+            if (how := verdicts[key]) is not None:
+                _chunk(candidate, before, how)
+                chosen.append(name if before is None else f"{name}.output.dense")
+    return chosen
+
+
+def restore_feed_forward_(model: nn.Module) -> None:
+    """Undo ``chunk_feed_forward_``, in place."""
+    for module in model.modules():
+        ours = (ChunkedForward, Deferred, ReLUFeedForward)
+        if isinstance(module.__dict__.get("forward"), ours):
+            del module.forward
+
+
+def _candidates(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    """(module, what comes before it) that may be a feed-forward sublayer, ``module`` or in it."""
+    before, output = getattr(module, "intermediate", None), getattr(module, "output", None)
+    first, last = getattr(before, "dense", None), getattr(output, "dense", None)
+    if isinstance(before, nn.Module) and isinstance(last, nn.Module) and _widens(first):
+        yield last, before
+        return
+    linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    if linears and _widens(linears[0]) and any(_fits(linears[0], other) for other in linears):
+        yield module, None
+
+
+def _widens(first: Any) -> bool:
+    return isinstance(first, nn.Linear) and first.out_features > first.in_features
+
+
+def _fits(first: nn.Linear, last: nn.Linear) -> bool:
+    return (last.in_features, last.out_features) == (first.out_features, first.in_features)
+
+
+def _kind(module: nn.Module, before: nn.Module | None) -> Any:
+    """What sublayers that are alike have in common."""
+    parts = [*([] if before is None else before.modules()), *module.modules()]
+    shapes = [
+        [(tuple(p.shape), p.requires_grad) for p in part.parameters(recurse=False)]
+        for part in parts
+    ]
+    return str([*zip(map(type, parts), shapes, strict=True)])
+
+
+_How = tuple[bool, bool]  # the last product is left out; the ReLU's first one, too
+
+
+def _chunk(module: nn.Module, before: nn.Module | None, how: _How) -> ChunkedForward:
+    module.forward = run = ChunkedForward(module, before)
+    if before is not None:
+        before.forward = Deferred()
+    run.skips_product, of_relu = how
+    if of_relu:
+        for part in run.modules():
+            if relu.fits(part):
+                part.forward = ReLUFeedForward(part)
+    return run
+
+
+def _try(module: nn.Module, before: nn.Module | None) -> _How | None:
+    """How the sublayer can be chunked, or None if it cannot."""
+    real, cpu = unset_fake_temporarily(), torch.device("cpu")  # in a plan, too
+    with real, cpu, torch.random.fork_rng(devices=[]), torch.enable_grad():
+        trial = _trial_copy(module, before)
+        call = _whole(*trial)
+        width = next(m.in_features for m in call.modules() if isinstance(m, nn.Linear))
+        generator = torch.Generator().manual_seed(1)
+        x, dy = torch.randn(2, *SHAPE, width, generator=generator)  # (b, t, i)
+        try:
+            if not _is_row_wise(call, x):
+                return None
+        except Exception:  # it takes something else than one input
+            return None
+        # In the same parts, so that dropout draws the same.
+        expected = _step(lambda x: torch.cat([call(part) for part in x.split(1)]), call, x, dy)
+        for how in ((True, True), (True, False), (False, False)):
+            trial = _trial_copy(module, before)
+            if how[1] and not any(relu.fits(part) for part in trial[0].modules()):
+                continue
+            _chunk(*trial, how).least_parts = len(x)
+            call = _whole(*trial)
+            if all(map(_close, _step(call, call, x, dy), expected)):
+                return how
+    return None
+
+
+def _trial_copy(module: nn.Module, before: nn.Module | None) -> tuple[nn.Module, nn.Module | None]:
+    """A copy with random float32 weights on the CPU, whatever the weights are, and budget 1."""
+    pair = nn.ModuleList([m for m in (before, module) if m is not None])
+    generator = torch.Generator().manual_seed(0)
+    instead: dict[int, Any] = {}
+    for p in pair.parameters():
+        values = torch.randn(p.shape, generator=generator).mul_(0.3)
+        if p.dim() == 1:  # norms divide by their weights
+            values = values.abs_().add_(0.5)
+        instead[id(p)] = nn.Parameter(values, p.requires_grad)
+    copied: Any = copy.deepcopy(pair, instead).train()
+    for layer in copied.modules():
+        if (sampler := layer.__dict__.get("sampler")) is not None:
+            sampler.config = replace(sampler.config, budget=1.0)
+    return copied[-1], copied[0] if before is not None else None
+
+
+def _whole(module: nn.Module, before: nn.Module | None) -> nn.Module:
+    return module if before is None else nn.Sequential(before, module)
+
+
+def _is_row_wise(call: nn.Module, x: Tensor) -> bool:
+    """Whether each row of the output comes from the same row of the input ``x`` (b, t, i)."""
+    with torch.no_grad():
+        whole, rows = call.eval()(x), call(x.flatten(0, 1)[:, None])
+    call.train()
+    return isinstance(whole, Tensor) and whole.shape == x.shape and _close(rows.view_as(x), whole)
+
+
+def _step(
+    run: Callable[[Tensor], Tensor], call: nn.Module, x: Tensor, dy: Tensor
+) -> list[Tensor | None]:
+    """Output and gradients of a step of ``run``, which computes ``call``."""
+    torch.manual_seed(0)
+    x = x.clone().requires_grad_()
+    y = run(x)
+    y.backward(dy)
+    return [y.detach(), x.grad, *(p.grad for p in call.parameters())]
+
+
+def _close(found: Tensor | None, expected: Tensor | None) -> bool:
+    if found is None or expected is None:
+        return found is expected
+    near = 1e-4 * float(expected.abs().max())
+    return torch.allclose(found, expected, rtol=1e-3, atol=near)

@@ -1,0 +1,88 @@
+"""What was swapped in a model, what was left and why, and what a step takes: a table."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+
+from wtacrs.measure.step import StepMemory, measure_step
+from wtacrs.measure.watch import pattern
+
+SHOWN = 4  # patterns of names in a line
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``Handle.report`` found; ``print`` shows it as a table.
+
+    Attributes:
+        swapped: kind of swap -> qualified names of the modules that it changed.
+        left: reason -> qualified names of the linear layers that stay plain for it.
+        sampled_share: of the trainable parameters, those whose gradient is estimated.
+        plain, now: bytes of a training step without and with the swaps; None without a batch.
+        better: the preset with the smallest peak, where the swaps do not lower it.
+    """
+
+    swapped: Mapping[str, list[str]]
+    left: Mapping[str, list[str]]
+    sampled_share: float
+    plain: StepMemory | None = None
+    now: StepMemory | None = None
+    better: str | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{kind:<28} {_names(names)}" for kind, names in self.swapped.items()]
+        lines += [f"{'left: ' + why:<28} {_names(names)}" for why, names in self.left.items()]
+        lines.append(f"{'estimated gradients':<28} {self.sampled_share:.1%} of the parameters")
+        if self.plain is not None and self.now is not None:
+            for what in ("saved_bytes", "peak_bytes"):
+                before, after = getattr(self.plain, what), getattr(self.now, what)
+                text = f"{before / GIB:.3f} -> {after / GIB:.3f} GiB, {before / after:.2f}x"
+                lines.append(f"{what.replace('_', ' '):<28} {text}")
+            if self.now.peak_bytes >= self.plain.peak_bytes:
+                hint = f"{self.better!r} would" if self.better else "no preset would"
+                lines.append(
+                    f"{'warning':<28} this raises the peak of such a step; {hint} lower it"
+                )
+        return "\n".join(lines)
+
+
+def _names(names: list[str]) -> str:
+    counts = Counter(map(pattern, names))
+    shown = [f"{name} ({count})" for name, count in counts.most_common(SHOWN)]
+    return ", ".join(shown) + (f", {len(counts) - SHOWN} more" if len(counts) > SHOWN else "")
+
+
+def sampled_share(model: nn.Module, names: list[str]) -> float:
+    """Share of the trainable parameters that are weights of the layers ``names``."""
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    weights = {model.get_parameter(f"{name}.weight") for name in names}
+    return sum(w.numel() for w in weights if w.requires_grad) / max(1, sum(trained))
+
+
+def fake_step(
+    model: nn.Module, batch: Mapping[str, Tensor], change: Callable[[nn.Module], object]
+) -> StepMemory:
+    """The bytes of a training step of a copy of ``model`` on fake tensors, after ``change``."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with FakeCopyMode(mode):
+        copied = copy.deepcopy(model)
+    with mode:
+        fakes = {
+            name: mode.from_tensor(value) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+        change(copied.train())
+        trained = [p for p in copied.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.0)
+        tensors = {name: value for name, value in fakes.items() if isinstance(value, Tensor)}
+        return measure_step(
+            copied, optimizer, tensors, step=lambda: copied(**fakes).loss.backward()
+        )
