@@ -15,16 +15,11 @@ from torch import Tensor, nn
 from wtacrs.attention.interface import attention_of, restore_attention, set_attention
 from wtacrs.config import PRESETS, MemoryConfig, preset
 from wtacrs.facts import FactsReader
+from wtacrs.integrations.checkpointing import checkpoint_, checkpoints, restore_checkpoint_
 from wtacrs.layers import restore_layers_, rounding_of, save_less_
 from wtacrs.layers.chunks import chunk_feed_forward_, restore_feed_forward_
 from wtacrs.measure.step import StepMemory
-from wtacrs.recompute import (
-    checkpoint_,
-    checkpoints,
-    recompute_,
-    restore_checkpoint_,
-    restore_forward_,
-)
+from wtacrs.recompute import recompute_, restore_forward_
 from wtacrs.report import Report, fake_step, sampled_share
 from wtacrs.sampling.batch import Mask
 from wtacrs.sampling.linear import SampledLinear

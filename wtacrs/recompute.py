@@ -30,6 +30,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from wtacrs.integrations.checkpointing import checkpoints
 from wtacrs.layers.feed_forward import ChunkedForward
 from wtacrs.sampling.linear import SampledLinear
 from wtacrs.swap import OwnForward
@@ -189,38 +190,6 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
     for module in chosen.values():
         module.forward = RecomputedForward(module, what)
     return [*chosen]
-
-
-def checkpoints(model: nn.Module) -> bool:
-    """Whether transformers' own switch is on."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-
-
-def checkpoint_(model: Any, offload: bool) -> None:
-    """Turn on transformers' own switch, not reentrant; with ``offload``, inputs go to the host.
-
-    Raises:
-        ValueError: a model without it; offloading without an accelerator, as transformers has it.
-    """
-    if offload and next(model.parameters()).device.type == "cpu":
-        raise ValueError("checkpoint_offload needs an accelerator to offload from")
-    how = {"use_reentrant": False}
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise ValueError(f"{type(model).__name__} has no gradient checkpointing of its own")
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(how, offload=offload)
-    elif offload:
-        raise ValueError("this transformers cannot offload what it checkpoints; update it")
-    else:
-        model.gradient_checkpointing_enable(how)
-
-
-def restore_checkpoint_(model: Any) -> None:
-    """Turn transformers' own switch off."""
-    if hasattr(model, "activation_checkpointing_disable"):
-        model.activation_checkpointing_disable()
-    else:
-        model.gradient_checkpointing_disable()
 
 
 def _refuse_checkpointing(model: nn.Module) -> None:

@@ -78,8 +78,7 @@ def _last_gradient(
     pick: LatePick,
 ) -> Tensor:
     """dWo (d, w), from the picked rows of H, which are computed here."""
-    dy_norms = row_norms(dy)
-    kept, live = pick.rows(norms * dy_norms), unpack(bits, torch.Size((len(x), len(wi))))
+    kept, live = pick.rows(norms * row_norms(dy)), unpack(bits, torch.Size((len(x), len(wi))))
     if kept is not None:
         x, live = x.index_select(0, kept.indices), live.index_select(0, kept.indices)
     u = F.linear(x.to(pick.dtype), wi.to(pick.dtype), None if bi is None else bi.to(pick.dtype))
@@ -88,7 +87,7 @@ def _last_gradient(
         h.mul_(scale)
     if kept is None:
         return dy.T @ h
-    return left_side(dy, kept, dy_norms).T @ right_side(h, kept)
+    return left_side(dy, kept, None).T @ right_side(h, kept)
 
 
 class ReLUFeedForward(OwnForward):

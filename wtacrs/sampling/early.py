@@ -67,16 +67,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
 
-def left_side(dy: Tensor, kept: Kept, norms: Tensor) -> Tensor:
-    """[scale_j dY_[j]; F^T dY] (k + q, o), of dY (n, o) and its row norms (n,).
+def left_side(dy: Tensor, kept: Kept, norms: Tensor | None) -> Tensor:
+    """[scale_j dY_[j]; F^T dY] (k + q, o), of dY (n, o).
+
+    ``norms`` (n,) are those of its rows where the draw did not know them: a NaN in any row must
+    reach the scales.
 
     In float16, where a scale alone may overflow, the root of it, and F over a power of two:
     ``right_side`` has the other.
     """
     scales = kept.scales
-    if kept.classes is None:
-        # 0 * sum is 0, or NaN if any row of dY is non-finite, kept or not.
-        scales = scales + 0 * norms.sum()
+    if kept.classes is None and norms is not None:
+        # 0 times the sum is 0, or NaN if any row of dY is non-finite, kept or not.
+        scales = torch.add(scales, norms.sum(), alpha=0)
     if dy.dtype == torch.float16:
         scales = scales.sqrt()
     # In place throughout: a second (k, o) buffer costs more than the multiplication.

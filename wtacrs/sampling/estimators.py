@@ -69,8 +69,8 @@ deterministic.unbiased = False  # type: ignore[attr-defined]  # an estimator is,
 
 
 def _slots(k: int, device: torch.device) -> Tensor:
-    """1..k, float64."""
-    return torch.arange(1, k + 1, dtype=torch.float64, device=device)
+    """1..k, (k,) int64."""
+    return torch.arange(1, k + 1, device=device)
 
 
 def count_winners(
@@ -105,10 +105,11 @@ def wtacrs(probabilities: Tensor, k: int, generator: torch.Generator, power: int
     n = probabilities.numel()
     ascending, order = probabilities.sort()
     cumulative = ascending.cumsum(0, dtype=torch.float64)  # entry n-1-c: mass outside c winners
-    drawn, step = count_winners(cumulative[n - k :], power)
+    slots = _slots(k, order.device)
+    drawn, step = count_winners(cumulative[n - k :], power, slots)
     positions = _draw_slots(cumulative, step * drawn, k, generator)
-    places = torch.arange(n - k, n, device=order.device)  # of the k most probable rows
-    is_winner = places >= drawn + (n - k)
+    places = slots + (n - k - 1)  # of the k most probable rows
+    is_winner = slots > drawn
     positions = torch.where(is_winner, places, positions)
     p = ascending[positions]
     scales = (step / p).masked_fill_(is_winner, 1.0).masked_fill_(p == 0, 0.0)
@@ -129,8 +130,9 @@ def inclusion_probabilities(
     smallest one for which no row outside the winners is larger than that quotient. Where k rows or
     fewer have p_n > 0, these have pi_n = 1.
     """
+    slots = _slots(k, probabilities.device) if slots is None else slots
     cumulative = probabilities.sort().values.cumsum(0, dtype=torch.float64)
-    _, tau = count_winners(cumulative[-k:], slots=slots)
+    tau = (cumulative[-k:] / slots).amin()
     tau = tau.clamp(min=torch.finfo(probabilities.dtype).tiny)
     p = probabilities if order is None else probabilities[order]
     return (p / tau).clamp(max=1.0)

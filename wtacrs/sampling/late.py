@@ -66,4 +66,4 @@ def weight_gradient(x: Tensor, dy: Tensor, pick: LatePick) -> Tensor:
     if (picked := pick(x, norms)) is None:
         return dy.T @ x.to(pick.dtype)
     kept, rows = picked
-    return left_side(dy, kept, norms).T @ right_side(rows, kept)
+    return left_side(dy, kept, None).T @ right_side(rows, kept)

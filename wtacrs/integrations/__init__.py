@@ -1,0 +1,1 @@
+"""Where other libraries' own switches are used."""

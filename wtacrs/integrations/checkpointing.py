@@ -1,0 +1,39 @@
+"""The rival: gradient checkpointing by transformers' own switch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def checkpoints(model: nn.Module) -> bool:
+    """Whether transformers' own switch is on."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def checkpoint_(model: Any, offload: bool) -> None:
+    """Turn on transformers' own switch, not reentrant; with ``offload``, inputs go to the host.
+
+    Raises:
+        ValueError: a model without it; offloading without an accelerator, as transformers has it.
+    """
+    if offload and next(model.parameters()).device.type == "cpu":
+        raise ValueError("checkpoint_offload needs an accelerator to offload from")
+    how = {"use_reentrant": False}
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ValueError(f"{type(model).__name__} has no gradient checkpointing of its own")
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(how, offload=offload)
+    elif offload:
+        raise ValueError("this transformers cannot offload what it checkpoints; update it")
+    else:
+        model.gradient_checkpointing_enable(how)
+
+
+def restore_checkpoint_(model: Any) -> None:
+    """Turn transformers' own switch off."""
+    if hasattr(model, "activation_checkpointing_disable"):
+        model.activation_checkpointing_disable()
+    else:
+        model.gradient_checkpointing_disable()
