@@ -11,6 +11,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -88,6 +89,9 @@ def new_model(config: Any) -> PreTrainedModel:
             f"model={config.name} has no sizes; give model.architecture: model_type and the values "
             "of its config.json, as conf/model/bert_base.yaml does"
         )
+    if config.get("head") == "language_model":
+        architecture.use_cache = False
+        return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
     return _new(architecture, {"num_labels": 2})
 
 

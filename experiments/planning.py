@@ -196,6 +196,11 @@ def resolve(config: DictConfig) -> DictConfig:
     if config.fits is not None:
         parse_bytes(config.fits)
     check_memory(config)
+    if config.memory.recompute == "checkpoint_offload":
+        raise UserError(
+            "memory=checkpoint_offload cannot be planned, since fake tensors are all on the host; "
+            "plan memory=checkpoint, of whose saved activations it moves the inputs of blocks"
+        )
     check_tuning(config.tuning)
     sampling_config(config)
     config.budget = 1.0 if config.estimator.name == "full" else float(config.budget)

@@ -89,9 +89,11 @@ class Rehearsal:
             yield
 
     def _batch(self, b: int) -> dict[str, Tensor]:
-        """input_ids and attention_mask (b, t); labels (b, target tokens), or (b,) classes."""
+        """input_ids and attention_mask (b, t); labels: (b,) classes, (b, t) or targets."""
         ids = torch.ones(b, self.config.max_length, dtype=torch.long)
         answer = (b, self.config.target_length) if is_text_to_text(self.model.config) else (b,)
+        if self.config.model.get("head") == "language_model":
+            answer = b, self.config.max_length
         labels = torch.ones(answer, dtype=torch.long)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 

@@ -94,13 +94,10 @@ class VarianceProbe:
             "squared_norm": _short([caught.squared_norm[name] for name in layers]),
             "errors": [
                 {
-                    "estimator": e,
-                    "center": c,
-                    "budget": b,
-                    "source": s,
+                    **dict(zip(("estimator", "center", "budget", "source"), method, strict=True)),
                     "relative_squared_error": _short(v),
                 }
-                for (e, c, b, s), v in errors.items()
+                for method, v in errors.items()
             ],
             "winners": [
                 {"budget": b, "source": s, "share": _short(share), "theorem2_holds": holds}
@@ -204,12 +201,20 @@ class Input:
 
 def catch(model: PreTrainedModel, sampler: Sampler, inputs: dict[str, Tensor]) -> Caught:
     """One plain forward and backward pass; parameters and generators stay as they are."""
-    caught = Caught()
+    caught, seen = Caught(), set[str]()
     hooks = []
     for name, module in model.named_modules():
         if name in sampler.names:
 
             def forward(_: Any, args: Any, output: Tensor, name: str = name) -> None:
+                if name in seen:  # computed again, in the backward pass
+                    return
+                seen.add(name)
+                if not output.requires_grad:
+                    raise UserError(
+                        f"{name} is computed in parts, so its gradient cannot be read; measure the "
+                        "variance with memory=linear or lean"
+                    )
                 leader = next((key for key, x in caught.x.items() if x is args[0]), name)
                 caught.x.setdefault(leader, args[0])
                 caught.groups.setdefault(leader, []).append(name)

@@ -1,5 +1,7 @@
 """Every shipped YAML file composes, is one decision, and every experiment starts."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,10 +9,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from experiments import runner
-from wtacrs import ESTIMATORS
+from wtacrs import ESTIMATORS, PRESETS
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+# A file beside the groups is no choice: a command's own, or what the files of a group share.
 CHOICES = [f"{path.parent}={path.stem}" for path in FILES if path.parent.name]
 EXPERIMENTS = [choice for choice in CHOICES if choice.startswith("experiment=")]
 TINY = (
@@ -74,3 +77,11 @@ def test_environment_names_the_glue_folder(monkeypatch):
 def test_every_estimator_has_a_file():
     shipped = {path.stem for path in FILES if path.parent.name == "estimator"}
     assert shipped == {"full", *ESTIMATORS}
+
+
+def test_presets_are_what_is_offered():
+    """And nothing else: what the files of the presets share lies beside the groups."""
+    assert {path.stem for path in FILES if path.parent.name == "memory"} == {*PRESETS}
+    command = [sys.executable, "run.py", "--help"]
+    found = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=True)
+    assert f"\nmemory: {', '.join(sorted(PRESETS))}\n" in found.stdout

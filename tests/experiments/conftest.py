@@ -78,11 +78,11 @@ def make_resolved(make_config):
 
 
 @pytest.fixture
-def make_record(make_config):
+def make_record(make_resolved):
     """Factory of records made by hand."""
 
     def make(*overrides, best=0.5, peak=400, saved=200, speed=10.0, status="completed"):
-        config = OmegaConf.to_container(make_config(*overrides), resolve=True)
+        config = OmegaConf.to_container(make_resolved(*overrides))
         return RunRecord(
             status=status,
             config=config,

@@ -1,4 +1,4 @@
-"""What a batch tells the sampler, and what is counted of the steps."""
+"""What is counted of the steps, beside what a batch tells the sampler."""
 
 import io
 import math
@@ -8,17 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.models import load_model
+from experiments.saving import save_memory
 from experiments.training import BatchFacts
-
-
-class Told:
-    """Stands for a sampler."""
-
-    def __init__(self):
-        self.batches = []
-
-    def start_batch(self, sample_ids, mask):
-        self.batches.append((sample_ids, mask))
 
 
 class Model(nn.Module):
@@ -26,24 +18,46 @@ class Model(nn.Module):
         return SimpleNamespace(loss=attention_mask.sum() / 2)
 
 
-@pytest.mark.parametrize("sampled", [True, False])
-def test_batch_facts(sampled):
-    told, model = Told(), Model()
-    facts = BatchFacts(model, told if sampled else None, warmup_steps=1)
-    ids, mask = torch.tensor([7, 9]), torch.tensor([[1, 1, 1], [1, 0, 0]])
-    model(attention_mask=mask, sample_ids=ids)  # Model would refuse sample_ids
+def test_batch_facts():
+    facts = BatchFacts(model := Model(), warmup_steps=1)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    model(attention_mask=mask)
     assert facts.tokens == 0  # the first step is the warm-up
-    model(attention_mask=mask[:1], sample_ids=ids[:1])
-    model(attention_mask=mask, sample_ids=ids)
+    model(attention_mask=mask[:1])
+    model(attention_mask=mask)
     model.eval()
     model(attention_mask=mask)
     assert facts.samples == [2, 1, 2]
     assert facts.tokens == 3 + 4
     assert facts.mean_loss == (2 + 1.5 + 2) / 3
-    assert len(told.batches) == (3 if sampled else 0)
-    if sampled:
-        assert told.batches[0][0] is ids
-        assert told.batches[0][1] is mask
+
+
+@pytest.mark.parametrize("memory", ["plain", "linear"])
+def test_sample_ids_never_reach_the_model(memory, make_resolved):
+    """Whichever of the two was registered first, and whether or not anything is sampled."""
+    config = make_resolved(f"memory={memory}")
+    for counts_first in (True, False):
+        model = load_model(config.model, 10, False).train()
+        facts = BatchFacts(model) if counts_first else None
+        handle = save_memory(model, config, 8, 4)
+        facts = facts or BatchFacts(model)
+        told, seen = [], []
+        if handle.sampler is not None:
+            start = handle.sampler.start_batch
+            handle.sampler.start_batch = lambda *a, s=start, t=told: t.append(a) or s(*a)
+        model.bert.register_forward_pre_hook(lambda _, a, k, s=seen: s.append(k), with_kwargs=True)
+        ids, mask = torch.tensor([7, 2]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+        batch = {"input_ids": mask, "attention_mask": mask, "labels": torch.tensor([3, 4])}
+        model(**batch, sample_ids=ids).loss.backward()
+        model.eval()
+        model(**batch, sample_ids=ids)
+        assert len(seen) == 2
+        assert all("sample_ids" not in kwargs for kwargs in seen)
+        assert (facts.samples, int(facts.tokens)) == ([2], 6)
+        if handle.sampler is not None:
+            ((told_ids, told_mask),) = told
+            assert told_ids is ids
+            assert torch.equal(told_mask, mask)
 
 
 class Given(nn.Module):
@@ -58,7 +72,7 @@ ONE = torch.ones(1, 1, dtype=torch.long)
 
 @pytest.mark.parametrize("diverged", [float("nan"), float("inf"), float("-inf")])
 def test_mean_loss_hides_no_nan(diverged):
-    facts = BatchFacts(model := Given(), None)
+    facts = BatchFacts(model := Given())
     for loss in (1.0, diverged, 1.0, -diverged):
         model(attention_mask=ONE, loss=loss)
     assert not math.isfinite(facts.mean_loss)
@@ -66,7 +80,7 @@ def test_mean_loss_hides_no_nan(diverged):
 
 def test_mean_loss_is_summed_in_double_precision():
     """In float32 2^24 + 1 is 2^24."""
-    facts = BatchFacts(model := Given(), None)
+    facts = BatchFacts(model := Given())
     for loss in (2.0**24, 1.0, 1.0, 1.0):
         model(attention_mask=ONE, loss=loss)
     assert facts.mean_loss == (2**24 + 3) / 4
@@ -78,7 +92,7 @@ def test_batch_facts_go_on_where_they_were():
     losses = torch.rand(40) / 3
 
     def after(losses, state=None):
-        facts = BatchFacts(model := Given(), None)
+        facts = BatchFacts(model := Given())
         if state is not None:
             facts.load_state_dict(state)
         for loss in losses:
@@ -97,7 +111,7 @@ def test_batch_facts_read_no_device_and_keep_nothing():
 
     One that came anew in each step would count as a byte that the step saves.
     """
-    facts = BatchFacts(model := Model(), None)
+    facts = BatchFacts(model := Model())
 
     def step():
         model(attention_mask=torch.ones(2, 5, dtype=torch.long, device="meta"))

@@ -12,10 +12,10 @@ from experiments.attribution import describe_held
 from experiments.measure import StepTimer, describe_throughput, measure_memory
 from experiments.models import load_model
 from experiments.runner import run
+from experiments.saving import save_memory
 from experiments.tables import load_runs
 from experiments.tasks import load_task
 from experiments.training import BatchFacts, build_trainer, longest_batch
-from experiments.tuning import sample
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def trained(make_resolved, tmp_path):
         config = make_resolved("training.max_steps=2", *overrides)
         data = load_task(config.task, None, 0)
         model = load_model(config.model, data.num_labels, data.regression)
-        sampler = sample(model, config, len(data.train), data.max_tokens)
-        BatchFacts(model, sampler)
+        sampler = save_memory(model, config, len(data.train), data.max_tokens).sampler
+        BatchFacts(model)
         trainer = build_trainer(config, model, None, data, tmp_path, [])
         trainer.eval_dataset = {"validation": data.train.select(range(2))}
         trainer.train()

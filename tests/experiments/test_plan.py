@@ -13,8 +13,8 @@ from experiments.models import new_model
 from experiments.planning import largest_batch, plan, settings
 from experiments.rehearsal import Rehearsal, cuda_kernels
 from experiments.saving import save_memory
-from experiments.text2text import is_text_to_text, token_masks
-from experiments.tuning import sample, tune
+from experiments.text2text import is_text_to_text
+from experiments.tuning import tune
 from wtacrs.measure.step import SavedBytes, measure_step
 
 BERT = (
@@ -28,6 +28,7 @@ T5 = (
     *("model.architecture.num_heads=2", "model.architecture.d_kv=32"),
     "model.architecture.vocab_size=100",
 )
+SIZES = ("num_hidden_layers=12", "hidden_size=256", "intermediate_size=1024")
 KEYS = {
     *("config", "peak_bytes", "parameter_bytes", "gradient_bytes", "optimizer_bytes"),
     *("saved_bytes", "temporary_bytes", "at_peak", "flops", "relative_flops", "max_batch_size"),
@@ -37,10 +38,12 @@ METHODS = {
     "bert-sdpa": (*BERT, "memory=plain", "memory.attention=sdpa"),
     "bert-linear": (*BERT, "memory=linear"),
     "bert-lean": (*BERT, "memory=lean"),
+    "bert-leanest": (*BERT, "memory=leanest"),
     "bert-leanest-lora": (*BERT, "memory=leanest", "tuning=lora"),
     "t5-eager": (*T5, "memory=plain", "memory.attention=eager"),
     "t5-paper": (*T5, "memory=paper"),
     "t5-lean": (*T5, "memory=lean", "budget=0.1"),
+    "t5-leanest": (*T5, "memory=leanest"),
     "t5-checkpoint": (*T5, "memory=checkpoint"),
     "t5-paper-lora": (*T5, "memory=paper", "tuning=lora"),
 }
@@ -60,24 +63,17 @@ def real_step(config):
     """The step that ``config`` describes, on real tensors on the CPU."""
     model = new_model(config.model)
     tune(model, config.tuning)
-    save_memory(model, config.memory)
-    sampler = sample(model, config, config.batch_size, config.max_length)
+    save_memory(model, config, config.batch_size, config.max_length)
     model = model.to(torch.bfloat16 if config.precision == "bf16" else torch.float32).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
-    b, text_to_text = config.batch_size, is_text_to_text(model.config)
+    b = config.batch_size
     mask = torch.ones(b, config.max_length, dtype=torch.long)
     mask[0, -1] = 0  # a mask without padding is dropped by transformers
-    answer = (b, config.target_length) if text_to_text else (b,)
+    answer = (b, config.target_length) if is_text_to_text(model.config) else (b,)
     batch = {"input_ids": torch.randint(1, 16, mask.shape), "attention_mask": mask}
     batch["labels"] = torch.ones(answer, dtype=torch.long)
-
-    def step():
-        if sampler is not None:
-            sampler.start_batch(mask=token_masks(batch) if text_to_text else mask)
-        model(**batch).loss.backward()
-
-    return measure_step(model, optimizer, batch, step=step)
+    return measure_step(model, optimizer, batch)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -144,6 +140,27 @@ def test_linear_layers_cost_two_thirds_and_the_budget():
     planned = plan(one(*T5, "memory=linear", "budget=0.25", "max_length=128"))
     plain = plan(one(*T5, "memory=plain", "memory.attention=eager", "max_length=128"))
     assert plain.flops * 2.25 / 3 < planned.flops < plain.flops
+
+
+@pytest.mark.parametrize(
+    ("model", "blocks"),
+    [
+        (BERT, [f"model.config.{size}" for size in SIZES]),
+        (T5, ["model.architecture.num_layers=6", "model.architecture.num_decoder_layers=6"]),
+    ],
+    ids=["bert", "t5"],
+)
+def test_leanest_takes_less_than_checkpointing_at_fewer_operations(model, blocks):
+    """Of twelve blocks, where activations are more than parameters."""
+    kept = [text for text in model if "layers=" not in text and text != "device=cpu"]
+    large = [text.replace("batch_size=4", "batch_size=64") for text in kept]
+    large = [text.replace("max_length=32", "max_length=64") for text in large]
+    peak, flops = {}, {}
+    for preset in ("plain", "checkpoint", "leanest"):
+        memory, flops[preset] = Rehearsal(one(*large, *blocks, f"memory={preset}")).step(64)
+        peak[preset] = memory.peak_bytes
+    assert peak["leanest"] < peak["checkpoint"] < peak["plain"] / 3
+    assert flops["leanest"] < 0.9 * flops["checkpoint"]
 
 
 def test_largest_batch_is_that_of_brute_force():

@@ -18,9 +18,11 @@ def test_units():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("memory=leaner",), "checkpoint lean leanest linear paper plain"),
+        (("memory=leaner",), ": checkpoint checkpoint_offload lean leanest linear paper plain"),
         (("model=gpt",), "t5_base"),
-        (("memory.attention=flash",), "memory.attention='flash' is unknown"),
+        (("memory.attention=flash",), "attention='flash' is unknown"),
+        (("memory=lean", "memory.recompute=blocks"), "memory=lean: recompute='blocks' is unknown"),
+        (("memory=checkpoint_offload",), "cannot be planned"),
         (("memory=paper", "estimator=full"), "needs a sampling estimator"),
         (("estimator=wtacrs", "budget=1.5"), "budget=1.5"),
         (("budget=all",), "budget='all'"),

@@ -17,7 +17,7 @@ SECTIONS = {  # ARCHITECTURE section 7
     "memory": "device method peak_bytes reserved_bytes parameter_bytes gradient_bytes"
     " optimizer_bytes saved_bytes at_peak temporary_bytes host_cache_bytes",
     "throughput": "samples_per_second tokens_per_second step_seconds steps_timed warmup_steps",
-    "sampling": "layers skipped rows_kept_fraction",
+    "sampling": "layers early late skipped rows_kept_fraction",
     "provenance": "git_commit git_dirty packages python platform device_name cpu threads"
     " started_at seconds",
 }
@@ -84,10 +84,12 @@ def test_record_of_a_run(estimator, make_config, only_record, capsys):
     assert (memory["device"], memory["reserved_bytes"]) == ("cpu", None)
     if estimator == "full":
         assert memory["host_cache_bytes"] == 0
-        assert sampling == {"layers": 0, "skipped": {}, "rows_kept_fraction": 1.0}
+        nothing = {"layers": 0, "early": 0, "late": 0}
+        assert sampling == {**nothing, "skipped": {}, "rows_kept_fraction": 1.0}
     else:
         assert memory["host_cache_bytes"] == 8 * 64 * 16 * 2  # inputs, rows, tokens, bytes
         assert (sampling["layers"], sum(sampling["skipped"].values())) == (12, 2)
+        assert (sampling["early"], sampling["late"]) == (12, 0)
         assert sampling["rows_kept_fraction"] == pytest.approx(0.3, abs=0.01)
     out = capsys.readouterr().out
     method = {"pps": "pps/lowrank"}.get(estimator, estimator)

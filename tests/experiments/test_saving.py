@@ -1,14 +1,21 @@
 """The group ``memory``: presets train, are told apart, and leave the names of earlier records."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from omegaconf import OmegaConf
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
 from experiments import runner
 from experiments.errors import UserError
 from experiments.records import config_hash, record_path
 from experiments.saving import save_memory
+from wtacrs import PRESETS
+from wtacrs.integrations.checkpointing import checkpoints
 
-PRESETS = ("plain", "linear", "paper", "lean", "leanest", "checkpoint")
+ON_CPU = tuple(name for name in PRESETS if name != "checkpoint_offload")
 
 
 @pytest.fixture
@@ -16,7 +23,35 @@ def hash_of(make_resolved):
     return lambda *overrides: config_hash(OmegaConf.to_container(make_resolved(*overrides)))
 
 
+@pytest.fixture
+def prepared(make_resolved):
+    """Factory: the model and the handle of a run with these overrides."""
+    return lambda *overrides: runner.prepare(make_resolved(*overrides))[2:]
+
+
 @pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_null_is_what_the_preset_has(preset, make_config, prepared, monkeypatch):
+    shipped = make_config(f"memory={preset}").memory
+    assert {key: value for key, value in shipped.items() if value is not None} == {"name": preset}
+    applied = []
+    monkeypatch.setattr("experiments.saving.apply_", lambda _, memory, **__: applied.append(memory))
+    prepared(f"memory={preset}")
+    (memory,) = applied
+    assert memory == replace(PRESETS[preset], sampling=memory.sampling)
+    assert memory.samples == PRESETS[preset].samples
+
+
+def test_what_is_given_counts_and_the_rest_is_the_preset(make_resolved):
+    chosen = ("memory=lean", "memory.recompute=none", "memory.lossless=[norm]")
+    assert make_resolved(*chosen).memory == {
+        **{"name": "lean", "sample_linears": True, "lossless": ["norm"], "gelu": "exact"},
+        **{"attention": "recompute", "recompute": "none"},
+    }
+    nothing = make_resolved("memory=lean", "memory.lossless=[]", "memory.attention=default")
+    assert (nothing.memory.lossless, nothing.memory.attention) == ([], "default")
+
+
+@pytest.mark.parametrize("preset", ON_CPU)
 def test_preset_trains(make_config, preset):
     record = runner.run(make_config(f"memory={preset}", "estimator=wtacrs"))
     assert record.status == "completed"
@@ -29,7 +64,7 @@ def test_preset_trains(make_config, preset):
 def test_presets_save_less_and_less(make_config):
     saved = {
         preset: runner.run(make_config(f"memory={preset}")).memory["saved_bytes"]
-        for preset in PRESETS
+        for preset in ON_CPU
     }
     assert sorted(saved, key=saved.get) == [
         *("leanest", "checkpoint", "lean", "paper", "linear", "plain"),
@@ -38,15 +73,57 @@ def test_presets_save_less_and_less(make_config):
 
 def test_exact_presets_train_as_the_plain_model(make_config):
     plain = runner.run(make_config("memory=plain", "memory.attention=eager"))
-    for preset in ("lean", "checkpoint"):
+    for preset in ("lean", "leanest", "checkpoint"):
         record = runner.run(make_config(f"memory={preset}", "estimator=wtacrs", "budget=1.0"))
         loss = record.metrics["train_loss"]
         assert loss == pytest.approx(plain.metrics["train_loss"], abs=1e-5), preset
 
 
-def test_resumed_run_rounds_on(make_config, monkeypatch, tmp_path):
-    """A cut-off run under leanest, whose derivatives are rounded at random, is the same run."""
-    chosen = ("memory=leanest", "training.checkpoint_steps=2")
+@pytest.mark.parametrize(
+    ("preset", "early", "late"),
+    [  # of two blocks, each of q, k, v, o and two of the feed-forward sublayer
+        ("linear", 12, 0),
+        ("paper", 4, 8),  # late: those whose input is the output of a norm, which is kept anyway
+        ("lean", 2, 10),  # early: those that read what is neither recomputed nor kept anyway
+        ("leanest", 0, 12),
+    ],
+)
+def test_record_says_when_layers_pick(preset, early, late, make_config):
+    sampling = runner.run(make_config(f"memory={preset}")).sampling
+    assert (sampling["early"], sampling["late"], sampling["layers"]) == (early, late, 12)
+    kept = sampling["rows_kept_fraction"]
+    assert kept == (pytest.approx(0.3, abs=0.01) if early else None)
+
+
+def test_checkpoint_is_the_switch_of_transformers(prepared):
+    model, handle = prepared("memory=checkpoint")
+    assert checkpoints(model)
+    assert handle.sampler is None
+    handle.undo()
+    assert not checkpoints(model)
+    for other in ("plain", "lean", "leanest"):
+        model, _ = prepared(f"memory={other}")
+        assert not checkpoints(model), other
+
+
+def test_checkpoint_beside_sampling(make_config):
+    """Not what the preset is for, but what its keys say; such layers keep their first pick."""
+    chosen = ("memory=checkpoint", "memory.sample_linears=true", "estimator=wtacrs")
+    record = runner.run(make_config(*chosen))
+    assert record.config["estimator"]["name"] == "wtacrs"
+    assert (record.sampling["early"], record.sampling["late"]) == (12, 0)
+
+
+def test_offloading_needs_an_accelerator(make_config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(runner.RunError, match=r"memory=checkpoint_offload: .* needs an acc"):
+        runner.run(make_config("memory=checkpoint_offload"))
+
+
+@pytest.mark.parametrize("preset", ["leanest", "lean"])
+def test_resumed_run_rounds_on(preset, make_config, monkeypatch, tmp_path):
+    """A cut-off run whose layers pick late, and whose derivatives are rounded at random."""
+    chosen = (f"memory={preset}", "memory.gelu=rounded", "training.checkpoint_steps=2")
     whole = runner.run(make_config(*chosen))
     folder = "results_dir=" + str(tmp_path / "again")
 
@@ -79,16 +156,19 @@ def test_name_of_a_record_says_the_preset(make_resolved):
     ("override", "message"),
     [
         ("memory.attention=flash", "recompute, sampled"),
-        ("memory.recompute=blocks", "none, attention, block"),
+        ("memory.recompute=blocks", "none, attention, block, checkpoint, checkpoint_offload"),
+        ("memory.recompute=[block]", "none, attention, block"),
+        ("memory.name=mine", "'mine' is unknown; choose plain, linear, paper, lean, leanest"),
         ("memory.gelu=8bit", "exact, rounded"),
         ("memory.lossless=[norms]", "norm, dropout, relu"),
         ("memory.lossless=norm", "list"),
         ("memory.sample_linears=1", "true or false"),
     ],
 )
-def test_unknown_value(make_config, override, message):
+def test_unknown_value(make_config, override, message, tmp_path):
     with pytest.raises(runner.RunError, match=message):
         runner.run(make_config(override))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_sampled_attention_needs_an_estimator(make_config):
@@ -97,19 +177,18 @@ def test_sampled_attention_needs_an_estimator(make_config):
 
 
 def test_model_without_such_layers(make_resolved):
-    from torch import nn
-
+    chosen = make_resolved("memory=lean", "memory.attention=default")
     with pytest.raises(UserError, match=r"memory=lean.*norm, dropout, relu"):
-        save_memory(nn.Sequential(nn.Linear(2, 2)), make_resolved("memory=lean").memory)
+        save_memory(nn.Sequential(nn.Linear(2, 2)), chosen, 1, 1)
+    with pytest.raises(UserError, match=r"memory=lean.*needs a transformers model"):
+        save_memory(nn.Sequential(nn.Linear(2, 2)), make_resolved("memory=lean"), 1, 1)
 
 
 def test_checkpointing_that_is_on_already(make_resolved):
-    from transformers import BertConfig, BertForSequenceClassification
-
     model = BertForSequenceClassification(BertConfig(num_hidden_layers=1))
     model.bert.encoder.gradient_checkpointing = True  # what the Trainer's flag sets
     with pytest.raises(UserError, match="gradient checkpointing enabled already"):
-        save_memory(model, make_resolved("memory=leanest").memory)
+        save_memory(model, make_resolved("memory=leanest"), 1, 1)
 
 
 def test_sampled_attention_needs_a_sampled_layer_in_each(make_config):

@@ -12,9 +12,10 @@ from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, T5
 from experiments import measure, tuning
 from experiments.errors import UserError
 from experiments.runner import RunError, run
-from experiments.text2text import LABEL_WORDS, TextToText, token_masks
+from experiments.text2text import LABEL_WORDS, TextToText
 from experiments.training import BatchFacts
-from wtacrs import SamplingConfig, sample_linears_
+from wtacrs import MemoryConfig, SamplingConfig, apply_
+from wtacrs.facts import mask_of
 
 TASKS = Path(__file__).parents[2] / "conf" / "task"
 WORDPIECE = AutoTokenizer.from_pretrained(get_model_path())
@@ -121,8 +122,8 @@ def test_masked_rows_have_no_gradient(attention, lora):
         tuning.tune(model, OmegaConf.load(TASKS.parent / "tuning" / "lora.yaml"))
         for parameter in model.parameters():  # B is zero at first, and so would be A's gradient
             torch.nn.init.normal_(parameter, std=0.5) if parameter.requires_grad else None
-    sampler = sample_linears_(model, SamplingConfig(budget=0.5), num_samples=9, max_tokens=6)
-    BatchFacts(model, sampler)
+    memory = MemoryConfig(SamplingConfig(budget=0.5))
+    sampler = apply_(model, memory, num_samples=9, max_tokens=6).sampler
     layers = dict(model.named_modules())
     caught = {}
 
@@ -155,7 +156,7 @@ def test_masked_rows_have_no_gradient(attention, lora):
 
 
 def test_tokens_and_samples_are_counted():
-    facts = BatchFacts(model := tiny_t5(), None)
+    facts = BatchFacts(model := tiny_t5())
     inputs = {"input_ids": torch.ones(2, 4).long(), "labels": torch.tensor([[3, 1], [1, -100]])}
     model(attention_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]), **inputs)
     model.eval()
@@ -165,7 +166,7 @@ def test_tokens_and_samples_are_counted():
 
 def test_masks_prefer_the_encoder():
     source, labels = torch.ones(2, 3), torch.tensor([[5, -100], [6, 7]])
-    masks = token_masks({"attention_mask": source, "labels": labels})
+    masks = mask_of(tiny_t5(), {"attention_mask": source, "labels": labels})
     assert list(masks)[-1] == "*"  # what the others leave
     assert masks["*"].tolist() == [[True, False], [True, True]]
 
@@ -188,6 +189,14 @@ def test_run_learns(estimator, t5_run):
         inputs = 2 * (2 + 2) + 2 * (2 + 2 + 2) + 1
         assert record.memory["host_cache_bytes"] == inputs * 8 * longest * 2
         assert 0.3 <= record.sampling["rows_kept_fraction"] < 0.32
+
+
+def test_exact_presets_train_as_the_plain_model(t5_run):
+    steps = ("training.max_steps=3", "training.learning_rate=1e-2", "budget=1.0")
+    plain = t5_run("memory=plain", *steps).metrics["train_loss"]
+    for preset in ("lean", "leanest", "checkpoint"):
+        loss = t5_run(f"memory={preset}", *steps).metrics["train_loss"]
+        assert loss == pytest.approx(plain, abs=1e-5), preset
 
 
 def test_lora_run(t5_run):

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer
 
-from experiments import checkpoints, measure, runner, training, tuning
+from experiments import checkpoints, measure, runner, training
 from experiments.errors import UserError
 from experiments.records import RunRecord
 from experiments.training import longest_batch, pad_pixels, training_arguments
@@ -21,9 +21,9 @@ RESUMED = (
 
 @pytest.fixture
 def train(make_resolved, monkeypatch, tmp_path):
-    """Trains, maybe cut off after a step; returns the record, each step's loss, the sampler."""
-    losses, samplers, cut = [], [], [None]
-    training_step, sample = Trainer.training_step, tuning.sample
+    """Trains, maybe cut off after a step; returns the record, each step's loss, the handle."""
+    losses, handles, cut = [], [], [None]
+    training_step, save = Trainer.training_step, runner.save_memory
 
     def listen(*args, **kwargs):
         loss = training_step(*args, **kwargs)
@@ -42,7 +42,7 @@ def train(make_resolved, monkeypatch, tmp_path):
 
     monkeypatch.setattr(Trainer, "training_step", listen)
     monkeypatch.setattr(measure, "StepTimer", Cut)
-    monkeypatch.setattr(tuning, "sample", lambda *a: samplers.append(sample(*a)) or samplers[-1])
+    monkeypatch.setattr(runner, "save_memory", lambda *a: handles.append(save(*a)) or handles[-1])
 
     def run(*overrides, folder="checkpoints", cut_after=None):
         cut[0] = cut_after
@@ -52,7 +52,7 @@ def train(make_resolved, monkeypatch, tmp_path):
             runner.carry_out(config, record, tmp_path / folder)
         except KeyboardInterrupt:
             assert record.metrics is None
-        return record, losses.copy(), samplers[-1]
+        return record, losses.copy(), handles[-1]
 
     return run
 
@@ -78,19 +78,19 @@ def flat(state):
 )
 def test_resumed_run_is_the_same_run(estimator, every, cut_after, from_step, train, capsys):
     chosen = (f"estimator={estimator}",)
-    whole, losses, sampler = train(*chosen, folder="whole")
+    whole, losses, handle = train(*chosen, folder="whole")
     assert len(losses) == 6
     chosen += (f"training.checkpoint_steps={every}",)
     _, before, _ = train(*chosen, cut_after=cut_after)
     assert before == losses[:cut_after]
-    resumed, after, resumed_sampler = train(*chosen)
+    resumed, after, resumed_handle = train(*chosen)
     assert after == losses[from_step:]
     assert resumed.metrics == whole.metrics
     assert [epoch["epoch"] for epoch in resumed.metrics["per_epoch"]] == [1.0, 2.0]
     assert resumed.throughput["steps_timed"] == 6 - from_step
     assert (f"checkpoint-{from_step}\n" in capsys.readouterr().out) == (from_step > 0)
-    if sampler is not None:
-        assert flat(resumed_sampler.state_dict()) == flat(sampler.state_dict())
+    assert (handle.sampler is None) == (estimator == "full")
+    assert flat(resumed_handle.state_dict()) == flat(handle.state_dict())
 
 
 def test_resumed_run_has_the_probes_of_the_whole_run(train):
@@ -110,7 +110,7 @@ def test_checkpoint_of_another_version(train, tmp_path):
     train("training.checkpoint_steps=2", cut_after=3)
     file = tmp_path / "checkpoints" / "checkpoint-2" / checkpoints.STATE_FILE
     torch.save({"losses": torch.ones(2), "sampler": {}}, file)
-    with pytest.raises(UserError, match=r"holds losses, sampler, .* needs facts, sampler: .*overw"):
+    with pytest.raises(UserError, match=r"holds losses, sampler, .* needs facts, memory: .*overw"):
         train("training.checkpoint_steps=2")
     train("training.checkpoint_steps=2", "overwrite=true")
 

@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from experiments.figures import main
 from experiments.models import load_model
-from experiments.runner import run
+from experiments.runner import RunError, run
 from experiments.variance import catch
 from experiments.variance_data import error_frame, load_probes, summarise
-from wtacrs import sample_linears_
+from wtacrs import apply_
 
 OVERRIDES = [
     "experiment=variance",
@@ -59,9 +60,8 @@ def test_probing_changes_nothing_of_the_training_run(records, tmp_path, request)
     assert without.metrics == with_probes["metrics"]
 
 
-def test_catch_gives_the_gradients_of_the_plain_model(request):
-    from omegaconf import OmegaConf
-
+@pytest.mark.parametrize("preset", ["linear", "lean"])
+def test_catch_gives_the_gradients_of_the_plain_model(preset, request):
     torch.manual_seed(0)
     config = OmegaConf.load(request.config.rootpath / "conf/model/digits_tiny.yaml")
     model = load_model(config, num_labels=10, regression=False).train()
@@ -73,7 +73,10 @@ def test_catch_gives_the_gradients_of_the_plain_model(request):
     model(**inputs).loss.backward()
     exact = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    caught = catch(model, sample_linears_(model), inputs)
+    sampler = apply_(model, preset).sampler
+    caught = catch(model, sampler, inputs)
+    assert sorted(caught.dy) == sorted(sampler.names)
+    assert sorted(name for names in caught.groups.values() for name in names) == sorted(caught.dy)
     assert all(p.grad is None for p in model.parameters())
     for leader, names in caught.groups.items():
         for name in names:
@@ -82,6 +85,12 @@ def test_catch_gives_the_gradients_of_the_plain_model(request):
             squares = float(exact[f"{name}.weight"].square().sum())
             assert caught.squared_norm[name] == pytest.approx(squares, rel=1e-4)
     assert len([names for names in caught.groups.values() if len(names) == 3]) == 2  # q, k, v
+
+
+def test_layers_that_are_computed_in_parts_are_refused(make_config):
+    chosen = ("measure=variance", "measure.probe_steps=[1]", "estimator=pps", "memory=leanest")
+    with pytest.raises(RunError, match=r"computed in parts, .* memory=linear or lean"):
+        run(make_config(*chosen))
 
 
 def test_figures_and_tables_are_written(records, tmp_path):

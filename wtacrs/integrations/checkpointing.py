@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -18,7 +19,7 @@ def checkpoint_(model: Any, offload: bool) -> None:
     Raises:
         ValueError: a model without it; offloading without an accelerator, as transformers has it.
     """
-    if offload and next(model.parameters()).device.type == "cpu":
+    if offload and not torch.accelerator.is_available():
         raise ValueError("checkpoint_offload needs an accelerator to offload from")
     how = {"use_reentrant": False}
     if not getattr(model, "supports_gradient_checkpointing", False):
