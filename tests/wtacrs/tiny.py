@@ -11,6 +11,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from wtacrs import SamplingConfig, sample_linears_
+from wtacrs.layers import save_less_
+from wtacrs.layers.chunks import chunk_feed_forward_
+from wtacrs.recompute import recompute_
+
 LENGTHS = torch.tensor([10, 7, 3, 9])
 MASK = (torch.arange(10) < LENGTHS[:, None]).long()  # (4, 10)
 
@@ -100,6 +105,16 @@ def assert_same_step(result, expected, rtol, loss_rtol=0):
     for name, gradient in plain_gradients.items():
         error = (gradients[name] - gradient).abs().max()
         assert error <= rtol * gradient.abs().max().clamp(min=least), f"{name}: {error:.3g}"
+
+
+def sampled(model, what="none", budget=1.0, chunked=False):
+    """Of the linear layers inside blocks, all else exact; recomputed is ``what``."""
+    sample_linears_(model, SamplingConfig(budget=budget, exclude=["lm_head"]))
+    save_less_(model)
+    if chunked:
+        chunk_feed_forward_(model)
+    recompute_(model, what)
+    return model
 
 
 models = pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_gradcheck(p):
 
     def rectified(x):
         torch.manual_seed(5)
-        return ReLUFunction.apply(x, p)
+        return ReLUFunction.apply(x, p, None)
 
     x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     assert gradcheck(dropped, (x,))

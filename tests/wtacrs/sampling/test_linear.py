@@ -44,7 +44,7 @@ def test_gradcheck_with_every_row_kept(shape, bias):
     def function(x, weight, bias=None):
         rows = x.detach().reshape(-1, 4)[order]
         ones = torch.ones(len(order), dtype=torch.float64)
-        kept = Kept(order, ones, None, None, None)
+        kept = Kept(order, ones, None, None)
         sampled = SampledRows(rows, kept, lambda norms: None)
         return SampledLinearFunction.apply(x, weight, bias, sampled)
 
