@@ -29,6 +29,8 @@ from wtacrs.swap import OwnForward
 
 PART_BYTES = 1 << 23  # of the widest intermediate at a time, or
 PARTS = 20  # so many parts, so that there are not too many kernels
+FEW_PARTS = 4  # for less: a part is as large as the input then, if that is worth its kernels
+WORTH_BYTES = 1 << 20
 
 
 class FeedForwardFunction(torch.autograd.Function):
@@ -167,7 +169,8 @@ class ChunkedForward(OwnForward):
     def count(self, x: Tensor) -> int:
         """The number of parts for ``x``."""
         size = x.shape[:-1].numel() * self.width * x.element_size()
-        return min(PARTS, max(self.least_parts, size // PART_BYTES))
+        few = min(FEW_PARTS, size // WORTH_BYTES)
+        return min(PARTS, max(self.least_parts, few, size // PART_BYTES))
 
     @contextmanager
     def first_pass(self, memo: Memo) -> Iterator[None]:
