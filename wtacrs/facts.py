@@ -61,6 +61,9 @@ def mask_of(model: nn.Module, given: dict[str, Any]) -> Mask | None:
         return masks
     if isinstance(labels, Tensor) and labels.shape == mask.shape:
         labelled = labels != IGNORED
-        return (mask != 0) | labelled | F.pad(labelled[:, 1:], (0, 1))
+        wanted = labelled | F.pad(labelled[:, 1:], (0, 1))
+        # A query that may attend to nothing attends to everything alike, padding included.
+        blind = (wanted & ((mask != 0).cumsum(1) == 0)).any(1, keepdim=True)
+        return (mask != 0) | wanted | blind
     # The loss is computed elsewhere, and a language model's may be of any row.
     return None if getattr(model, "can_generate", bool)() else mask

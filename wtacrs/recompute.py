@@ -20,7 +20,7 @@ torch stops a second pass once everything is there that the first one left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from wtacrs.integrations.checkpointing import checkpoints
 from wtacrs.layers.feed_forward import ChunkedForward
 from wtacrs.sampling.linear import SampledLinear
-from wtacrs.swap import OwnForward
+from wtacrs.swap import OwnForward, in_blocks
 
 PARTS = ("none", "attention", "block")
 
@@ -65,7 +65,7 @@ class RecomputedForward(OwnForward):
         if not layers and torch.compiler.is_compiling():
             return checkpoint(work, *leaves, use_reentrant=False)  # which is traced whole
         run: Any = torch.compiler.disable(checkpoint)  # with contexts it cannot be traced
-        contexts = lambda: (_first_pass(layers), _second_pass(layers))  # noqa: E731
+        contexts = lambda: (_first_pass(layers), _SecondPass(layers))  # noqa: E731
         outputs = run(work, *leaves, use_reentrant=False, context_fn=contexts)
         return outputs if layers else tree_map(_as_new, outputs)
 
@@ -105,13 +105,17 @@ def _late(layers: list[SampledLinear | ChunkedForward]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _first_pass(layers: list[SampledLinear | ChunkedForward]) -> Iterator[None]:
-    """What runs after the last of ``layers`` is saved as it would be without recomputation.
+def _first_pass(layers: list[SampledLinear | ChunkedForward]) -> AbstractContextManager[None]:
+    """What runs after the last of ``layers`` is saved as it would be without recomputation: by the
+    hooks that are there now, say of offloading, if any."""
+    there: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return _saving_after(layers, there or (_detached, _as_it_is))
 
-    Autocast's cache is off, for it would hold what this pass does not keep: a copy of each weight,
-    until the model returns.
-    """
+
+@contextmanager
+def _saving_after(layers: list[SampledLinear | ChunkedForward], hooks: Any) -> Iterator[None]:
+    # Autocast's cache is off, for it would hold what this pass does not keep: a copy of each
+    # weight, until the model returns.
     caches = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     last = layers[-1] if layers else None
@@ -119,7 +123,7 @@ def _first_pass(layers: list[SampledLinear | ChunkedForward]) -> Iterator[None]:
         with ExitStack() as stack, _late(layers):
 
             def save(_: Any) -> None:
-                stack.enter_context(saved_tensors_hooks(_as_it_is, _as_it_is))
+                stack.enter_context(saved_tensors_hooks(*hooks))
 
             if last is not None:
                 last.when_done = save
@@ -130,16 +134,33 @@ def _first_pass(layers: list[SampledLinear | ChunkedForward]) -> Iterator[None]:
         torch.set_autocast_cache_enabled(caches)
 
 
-@contextmanager
-def _second_pass(layers: list[SampledLinear | ChunkedForward]) -> Iterator[None]:
-    if layers:
-        layers[-1].without_product = True
-    try:
-        with _late(layers):
-            yield
-    finally:
-        if layers:
-            layers[-1].without_product = False
+class _SecondPass:
+    """A graph that is retained has several second passes, so this is entered several times."""
+
+    def __init__(self, layers: list[SampledLinear | ChunkedForward]) -> None:
+        self._layers = layers
+        self._stack = ExitStack()
+
+    def _save(self, _: Any) -> None:
+        # Reached only with early stop switched off; what is saved from here on, nobody asks for.
+        self._stack.enter_context(saved_tensors_hooks(_detached, _as_it_is))
+
+    def __enter__(self) -> None:
+        self._stack.enter_context(_late(self._layers))
+        if self._layers:
+            self._layers[-1].without_product = True
+            self._layers[-1].when_done = self._save
+
+    def __exit__(self, *error: Any) -> None:
+        if self._layers:
+            self._layers[-1].without_product = False
+            self._layers[-1].when_done = None
+        self._stack.close()
+
+
+def _detached(x: Tensor) -> Tensor:
+    """What is saved instead: a node that held its own output would never be freed."""
+    return x.detach()
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -174,12 +195,12 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
     if what == "block":
         _refuse_checkpointing(model)
     chosen: dict[str, nn.Module] = {}
-    for name, module in _in_blocks(model):
+    for name, module in in_blocks(model):
         wanted = "Attention" in type(module).__name__ if what == "attention" else True
         if wanted and not any(name.startswith(f"{outer}.") for outer in chosen):
             chosen[name] = module
     if not chosen:
-        classes = ", ".join(sorted({type(m).__name__ for _, m in _in_blocks(model)})) or "none"
+        classes = ", ".join(sorted({type(m).__name__ for _, m in in_blocks(model)})) or "none"
         looked_for = "named ...Attention inside a block" if what == "attention" else "in a block"
         raise ValueError(
             f"this {type(model).__name__} has no module {looked_for} (a member of an "
@@ -207,14 +228,3 @@ def restore_forward_(model: nn.Module) -> None:
             del module.forward
             if forward.hidden is not None:
                 module.forward = forward.hidden
-
-
-def _in_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """(name, module) of the members of each ``nn.ModuleList`` and of all that is inside them."""
-    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    prefixes = tuple(f"{name}." if name else "" for name in lists)
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if name.startswith(prefixes) and not isinstance(module, nn.ModuleList)
-    ]

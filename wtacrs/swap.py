@@ -64,7 +64,8 @@ def restore_linears_(model: nn.Module) -> None:
         if isinstance(module, SampledLinear):
             module.sampler.unfollow()
             module.__class__ = nn.Linear  # type: ignore[assignment]
-            del module.sampler, module.name
+            for own in ("sampler", "name", "without_product", "when_done"):
+                module.__dict__.pop(own, None)
 
 
 class OwnForward:
@@ -95,6 +96,17 @@ class OwnForward:
         return module
 
 
+def in_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(name, module) of the members of each ``nn.ModuleList`` and of all that is inside them."""
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    prefixes = tuple(f"{name}." if name else "" for name in lists)
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if name.startswith(prefixes) and not isinstance(module, nn.ModuleList)
+    ]
+
+
 def is_swapped(module: nn.Module) -> bool:
     """Whether ``module`` itself is one that this library has changed."""
     forward = module.__dict__.get("forward")
@@ -121,11 +133,10 @@ def _choose(
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
     """(qualified name, layer, is it inside a block) of each linear layer, shared ones once."""
-    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    prefixes = tuple(f"{name}." if name else "" for name in lists)
+    inside = {module for _, module in in_blocks(model)}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            yield name, module, name.startswith(prefixes)
+            yield name, module, module in inside
 
 
 def _reason_to_skip(

@@ -38,3 +38,4 @@ def restore_checkpoint_(model: Any) -> None:
         model.activation_checkpointing_disable()
     else:
         model.gradient_checkpointing_disable()
+    model.disable_input_require_grads()  # which its switch turns on, and leaves

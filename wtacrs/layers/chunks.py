@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from wtacrs.layers import relu
 from wtacrs.layers.feed_forward import ChunkedForward, Deferred
 from wtacrs.layers.relu import ReLUFeedForward
+from wtacrs.swap import in_blocks
 
 SHAPE = 3, 5  # samples by tokens with which a sublayer is tried, each sample in its own part
 
@@ -35,11 +36,8 @@ def chunk_feed_forward_(model: nn.Module) -> list[str]:
     """
     verdicts: dict[Any, _How | None] = {}
     chosen: list[str] = []
-    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    prefixes = tuple(f"{name}." if name else "" for name in lists)
-    for name, module in model.named_modules():
-        inside = name.startswith(prefixes) and not name.startswith(tuple(f"{c}." for c in chosen))
-        if not inside or "forward" in module.__dict__:
+    for name, module in in_blocks(model):
+        if name.startswith(tuple(f"{one}." for one in chosen)) or "forward" in module.__dict__:
             continue
         for candidate, before in _candidates(module):
             key = _kind(candidate, before)
@@ -67,6 +65,9 @@ def _candidates(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None
         yield last, before
         return
     linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    inside = {p for layer in linears for p in layer.parameters(recurse=False)}
+    if any(p.dim() > 1 and p not in inside for p in module.parameters()):
+        return  # experts, say, and a router of which a hook takes the logits
     if linears and _widens(linears[0]) and any(_fits(linears[0], other) for other in linears):
         yield module, None
 
@@ -86,7 +87,11 @@ def _kind(module: nn.Module, before: nn.Module | None) -> Any:
         [(tuple(p.shape), p.requires_grad) for p in part.parameters(recurse=False)]
         for part in parts
     ]
-    return str([*zip(map(type, parts), shapes, strict=True)])
+    flags = [
+        sorted((k, v) for k, v in vars(part).items() if isinstance(v, (bool, str, float)))
+        for part in parts
+    ]
+    return str([*zip(map(type, parts), shapes, flags, strict=True)])
 
 
 _How = tuple[bool, bool]  # the last product is left out; the ReLU's first one, too
@@ -118,8 +123,11 @@ def _try(module: nn.Module, before: nn.Module | None) -> _How | None:
                 return None
         except Exception:  # it takes something else than one input
             return None
+        buffers = [b.clone() for b in call.buffers()]
         # In the same parts, so that dropout draws the same.
         expected = _step(lambda x: torch.cat([call(part) for part in x.split(1)]), call, x, dy)
+        if not all(map(torch.equal, buffers, call.buffers())):
+            return None  # statistics of the batch, say, which parts would take of themselves
         for how in ((True, True), (True, False), (False, False)):
             trial = _trial_copy(module, before)
             if how[1] and not any(relu.fits(part) for part in trial[0].modules()):

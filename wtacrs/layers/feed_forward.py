@@ -59,12 +59,14 @@ class FeedForwardFunction(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,), run, parameters = ctx.saved_tensors, ctx.run, ctx.parameters
-        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dx = None
+        if ctx.needs_input_grad[0]:  # contiguous, so that its parts are views
+            dx = torch.empty_like(x, memory_format=torch.contiguous_format)
         gradients: list[Tensor | None] = [None] * len(parameters)
         count = run.count(x)
         parts = [parts_of(tensor, count) for tensor in (x, dy)]
         replayed, second = _replayed(*ctx.generators), run.second_pass(ctx.memo)
-        with replayed, second, torch.autocast(**ctx.autocast):
+        with replayed, second, _without_hooks(parameters), torch.autocast(**ctx.autocast):
             for place, (part, dpart) in enumerate(zip(*parts, strict=True)):
                 part = part.detach().requires_grad_(dx is not None)
                 with torch.enable_grad():
@@ -99,6 +101,19 @@ def parts_of(x: Tensor, count: int) -> tuple[Tensor, ...]:
     if x.dim() == 3 and x.shape[0] >= count:
         return x.chunk(count, 0)
     return x.reshape(1, -1, x.shape[-1]).chunk(count, 1)
+
+
+@contextmanager
+def _without_hooks(parameters: tuple[Tensor, ...]) -> Iterator[None]:
+    """A parameter's hooks run once, on the whole gradient, not on that of each part as well."""
+    hooks = [p._backward_hooks for p in parameters]
+    for p in parameters:
+        p._backward_hooks = None
+    try:
+        yield
+    finally:
+        for p, own in zip(parameters, hooks, strict=True):
+            p._backward_hooks = own
 
 
 @contextmanager

@@ -155,7 +155,8 @@ def _sampled(watch: Watch, sizes: dict[int, int]) -> tuple[SampledInput, ...]:
 
 def _others(holders: set[str]) -> tuple[str, ...]:
     """Holders but sampled layers, which refer to an input only where it stays alive anyway."""
-    return tuple(sorted(name for name in holders if not name.endswith("(SampledLinearFunction)")))
+    sampled = "(SampledLinearFunction)", "(LateLinearFunction)"
+    return tuple(sorted(name for name in holders if not name.endswith(sampled)))
 
 
 def _aligned(rows: list[list[str]]) -> str:

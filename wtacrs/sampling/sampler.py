@@ -34,8 +34,8 @@ class Sampler:
         grad_norms: the estimates of ||dY_n||; ``grad_norms.host_bytes`` is what they take.
         centring: the split of the inputs, and its directions.
         late: names of the layers that picked in the backward pass when they last ran.
-        rows_seen, rows_kept: rows that entered layers that pick early while training, and rows
-            saved, in bytes' worth: what centring keeps counts as rows.
+        rows_seen, rows_kept: of layers that pick early, rows that entered while training, and
+            rows saved, in bytes' worth: what centring keeps counts as rows.
     """
 
     def __init__(
@@ -81,8 +81,7 @@ class Sampler:
     def start_batch(self, sample_ids: Tensor | None = None, mask: Mask | None = None) -> None:
         """Tell the facts of the next batch, before its forward pass. Both are optional.
 
-        They belong to that one forward pass and to its backward pass, recomputations in it
-        included. Inputs are taken as batch first.
+        They belong to that one forward pass and its backward pass. Inputs are batch first.
 
         Args:
             sample_ids: (b,) int64, the positions of the samples in the training set. With them
@@ -136,15 +135,14 @@ class Sampler:
         mine = [m for m in model.modules() if getattr(m, "sampler", None) is self]
         if not any(m.weight.requires_grad for m in mine):
             warnings.warn(
-                f"none of the {len(self.names)} sampled layers is trainable any more, so nothing "
-                "is sampled. Were adapters added after sampling (get_peft_model)? Then call "
-                "restore_linears_(model) and sample_linears_(model) again, after them",
+                f"none of the {len(self.names)} sampled layers is trainable any more. If adapters "
+                "came after sampling (get_peft_model), undo it and sample again, after them",
                 stacklevel=2,
             )
 
     def picks_late(self, name: str, x: Tensor) -> bool:
-        """Whether layer ``name`` picks rows of ``x`` in the backward pass, since it is there then:
-        recomputed, or kept whole by a norm."""
+        """Whether layer ``name`` picks in the backward pass, where ``x`` is then: recomputed, or
+        kept whole by a norm."""
         late = self._recomputed or getattr(x.grad_fn, "keeps_output", False)
         (self.late.add if late else self.late.discard)(name)
         return late
@@ -161,9 +159,8 @@ class Sampler:
     def pick_of(self, name: str, x: Tensor) -> LatePick:
         """What picks rows of ``x`` (..., i) for layer ``name`` in the backward pass."""
         b, t = (x.shape[:-2].numel(), x.shape[-2]) if x.dim() > 2 else (x.shape[:-1].numel(), 1)
-        return LatePick(
-            self.config, self.centring, self.generator(x.device), name, b, t, compute_dtype(x)
-        )
+        drawn_by = self.config, self.centring, self.generator(x.device)
+        return LatePick(*drawn_by, name, b, t, compute_dtype(x))
 
     @torch.no_grad()
     def sample_rows(self, name: str, x: Tensor) -> SampledRows | None:
