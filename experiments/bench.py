@@ -4,7 +4,7 @@ step: a whole training step of MiniLM (batch 32, sequence 128, float32, AdamW), 
 full. The floating-point limit is (2 + budget) / 3 of the linear layers' share.
 step_without_dropout: the same with dropout 0, whose random numbers cost a CPU much.
 memory: the same step under the presets of conf/memory, against full with eager attention;
-memory_bert_base: the same for BERT-Base at batch 16.
+memory_bert_base, memory_t5_base: the same for BERT-Base and T5-Base at batch 16.
 selection: what choosing and gathering rows adds to one linear layer, 4,096 rows, 768 -> 3,072.
 launches: kernels that a sampled layer launches beyond a plain one, counted, not timed.
 
@@ -34,13 +34,13 @@ from experiments.timing import paired, summary
 from wtacrs import (
     ESTIMATORS,
     PRESETS,
+    Handle,
     MemoryConfig,
-    Sampler,
     SamplingConfig,
     apply_,
-    sample_linears_,
 )
 from wtacrs.attention.interface import set_attention
+from wtacrs.config import preset
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -51,19 +51,20 @@ def new(name: str) -> nn.Module:
     return new_model(OmegaConf.load(CONF / "model" / f"{name}.yaml")).to(device).train()
 
 
-def training_step(model: nn.Module, sampler: Sampler | None, b: int = 32) -> Callable[[], None]:
+def training_step(model: nn.Module, b: int, handle: Handle | None = None) -> Callable[[], None]:
     """One full training step on a batch of ``b`` random sequences of 128 tokens."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 20000, (b, 128), generator=generator).to(device)
-    labels = torch.randint(0, 2, (b,), generator=generator).to(device)
-    mask, sample_ids = torch.ones_like(ids), torch.arange(b)
+    answer = (b, 2) if getattr(model.config, "is_encoder_decoder", False) else (b,)
+    labels = torch.randint(0, 2, answer, generator=generator).to(device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    if handle is not None:
+        batch["sample_ids"] = torch.arange(b)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step() -> None:
-        if sampler is not None:
-            sampler.start_batch(sample_ids, mask)
-        model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -81,9 +82,9 @@ def bench_step(
     ratios = {}
     for estimator in estimators:
         sampled = copy.deepcopy(full)
-        sampling = SamplingConfig(estimator=estimator, budget=budget)
-        sampler = sample_linears_(sampled, sampling, num_samples=32, max_tokens=128)
-        work = paired(training_step(sampled, sampler), training_step(full, None), pairs)
+        memory = preset("linear", estimator=estimator, budget=budget)
+        handle = apply_(sampled, memory, num_samples=32, max_tokens=128)
+        work = paired(training_step(sampled, 32, handle), training_step(full, 32), pairs)
         ratios[f"{estimator}@{budget:g}"] = summary(work)
     return ratios
 
@@ -117,9 +118,9 @@ def bench_memory(
             sampling = SamplingConfig(estimator=estimator, budget=budget)
             memory = replace(METHODS[method], sampling=sampling if samples else None)
             other = copy.deepcopy(plain)
-            sampler = apply_(other, memory, num_samples=b, max_tokens=128).sampler
+            handle = apply_(other, memory, num_samples=b, max_tokens=128)
             name = f"{method}, {estimator}@{budget:g}" if samples else method
-            sides = training_step(other, sampler, b), training_step(full, None, b)
+            sides = training_step(other, b, handle), training_step(full, b)
             ratios[name] = summary(paired(*sides, pairs))
     return ratios
 
@@ -139,6 +140,9 @@ def main(arguments: list[str] | None = None) -> None:
             model="bert_base",
             b=16,
             methods=("linear", "lean without recomputation", "lean", "leanest", "checkpoint"),
+        ),
+        "memory_t5_base": partial(
+            bench_memory, model="t5_base", b=16, methods=("lean", "leanest", "checkpoint")
         ),
         "selection": bench_selection,
         "launches": bench_launches,

@@ -26,6 +26,7 @@ DEFAULTS = ["model=minilm", "task=cola", "training.epochs=1", "logging=none"]
 SIDES = {
     "plain": ["memory=plain", "memory.attention=eager", "estimator=full"],
     "lean": ["memory=lean", "estimator=wtacrs", "budget=1.0"],
+    "leanest": ["memory=leanest", "estimator=wtacrs", "budget=1.0"],
 }
 
 
