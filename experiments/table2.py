@@ -39,6 +39,8 @@ METHODS = {  # names of the paper's rows as the paper has them; full attends as 
     "leanest@0.1": ("memory=leanest", "budget=0.1"),
     "LoRA+lean@0.3": ("memory=lean", "budget=0.3", "tuning=lora"),
     "LoRA+lean@0.1": ("memory=lean", "budget=0.1", "tuning=lora"),
+    "LoRA+checkpoint": ("memory=checkpoint", "tuning=lora"),
+    "LoRA+leanest@0.3": ("memory=leanest", "budget=0.3", "tuning=lora"),
 }
 PAPER_UNIT = 1000 * 2**20  # bytes in the paper's "GB"
 NOTE = """
