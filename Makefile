@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/demo/runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench table figure-variance ablation centred table2 figure-memory \
+.PHONY: help setup demo bench table figure-variance ablation centred exact table2 figure-memory \
 	figure-batch models test check format
 
 help: ## print this list
@@ -59,10 +59,16 @@ ablation: $(STAMP) ## accuracy against budget (GLUE_DIR; hours; SEEDS=0,1,2 BUDG
 		--splice README.md --task cola
 	$(PY) -m experiments.figures ablation results/ablation
 
-centred: $(STAMP) ## scores of centred pps beside full, pps and wtacrs on CoLA (GLUE_DIR; hours)
+exact: $(STAMP) ## losses of the presets at budget 1 against plain's; error of dW picked late (GLUE_DIR)
+	HF_HUB_OFFLINE=1 $(PY) -m experiments.exactness
+	HF_HUB_OFFLINE=1 $(PY) -m experiments.late_error
+
+centred: $(STAMP) ## scores of pps, centred and late too, beside full and wtacrs on CoLA (GLUE_DIR; hours)
 	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=full
 	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=wtacrs budget=$(BUDGETS)
 	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=pps estimator.center=none,lowrank \
+		budget=$(BUDGETS)
+	$(SWEEP) experiment=centred memory=leanest seed=$(SEEDS) estimator=pps,wtacrs \
 		budget=$(BUDGETS)
 	$(PY) -m experiments.tables results/centred --output results/tables/centred
 	$(PY) -m experiments.figures ablation results/centred

@@ -1,8 +1,8 @@
 """Is what is called exact exact? python -m experiments.exactness [overrides of the config]
 
 Trains from one seed under memory=plain (with eager attention, whose dropout the others replay) and
-under memory=lean and leanest at budget 1, and compares the losses of all steps. Overrides are those of
-run.py, say task=sst2. Written to results/bench/exactness.json.
+under memory=lean and leanest at budget 1, and compares the losses of all steps. Overrides are those
+of run.py, say task=sst2. Written to results/bench/exactness.json.
 """
 
 from __future__ import annotations
