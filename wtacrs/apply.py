@@ -157,6 +157,10 @@ def apply_(
         ValueError: an unknown name, keys that contradict each other, a model that something was
             applied to or that checkpoints already, or one in which there is nothing to do.
     """
+    if not isinstance(memory, (str, MemoryConfig)):
+        raise ValueError(
+            f"memory is a {type(memory).__name__}; give a preset's name or MemoryConfig"
+        )
     if isinstance(memory, MemoryConfig):
         if sampling:
             raise ValueError(f"{[*sampling]} and a MemoryConfig are two sayings; give one")
@@ -191,8 +195,9 @@ def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> No
         )
         handle.swapped["sampled linear layers"] = handle.sampler.names
         _check_sampled_attention(model, config)
-    if config.recompute == "block":  # a forward that was replaced would not be sampled any more
-        handle.swapped["chunked feed-forward"] = chunk_feed_forward_(model)
+    # After sampling: a layer whose forward was replaced would not be sampled any more.
+    if config.recompute == "block" and (names := chunk_feed_forward_(model)):
+        handle.swapped["chunked feed-forward"] = names
     if config.recompute in ("attention", "block"):
         handle.swapped[f"recomputed: {config.recompute}"] = recompute_(model, config.recompute)
     elif config.recompute != "none":

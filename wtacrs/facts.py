@@ -17,8 +17,11 @@ from wtacrs.sampling.batch import Mask
 from wtacrs.sampling.sampler import Sampler
 
 IGNORED = -100  # the label of what has no loss
-# Layers that read the encoder's rows in the models of transformers, as glob patterns.
-OF_THE_SOURCE = ("*encoder.*", "*EncDecAttention.[kv]*", "*encoder_attn.[kv]_proj*")
+# Layers of a decoder that read the encoder's rows, in the models of transformers.
+OF_THE_SOURCE = (
+    *("*EncDecAttention.[kv]*", "*encoder_attn.[kv]_proj*", "*cross_attn.[kv]*_proj*"),
+    *("*crossattention.self.key*", "*crossattention.self.value*"),
+)
 
 
 class FactsReader:
@@ -54,16 +57,18 @@ def mask_of(model: nn.Module, given: dict[str, Any]) -> Mask | None:
         return None
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
-        masks = dict.fromkeys(OF_THE_SOURCE, mask)
-        if isinstance(labels, Tensor) and labels.dim() == 2:
-            later = (labels != IGNORED).flip(1).cumsum(1).flip(1)
-            masks["*"] = later > 0
-        return masks
+        if not isinstance(labels, Tensor) or labels.dim() != 2:
+            return None
+        target = (labels != IGNORED).flip(1).cumsum(1).flip(1) > 0
+        ofs = {"decoder.*": target, "*.decoder.*": target, "*encoder.*": mask, "*": target}
+        return {**dict.fromkeys(OF_THE_SOURCE, mask), **ofs}
     if isinstance(labels, Tensor) and labels.shape == mask.shape:
         labelled = labels != IGNORED
         wanted = labelled | F.pad(labelled[:, 1:], (0, 1))
         # A query that may attend to nothing attends to everything alike, padding included.
         blind = (wanted & ((mask != 0).cumsum(1) == 0)).any(1, keepdim=True)
         return (mask != 0) | wanted | blind
-    # The loss is computed elsewhere, and a language model's may be of any row.
-    return None if getattr(model, "can_generate", bool)() else mask
+    # With no label for each sample the loss may read any row: an extractive answer's does, and one
+    # that is computed elsewhere; and so may a language model's.
+    known = isinstance(labels, Tensor) and labels.shape[:1] == mask.shape[:1]
+    return mask if known and not getattr(model, "can_generate", bool)() else None

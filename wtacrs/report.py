@@ -74,7 +74,7 @@ def fake_step(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with FakeCopyMode(mode):
         copied = copy.deepcopy(model)
-    with mode:
+    with mode, torch.random.fork_rng():
         fakes = {
             name: mode.from_tensor(value) if isinstance(value, Tensor) else value
             for name, value in batch.items()

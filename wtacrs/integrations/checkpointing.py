@@ -33,7 +33,9 @@ def checkpoint_(model: Any, offload: bool) -> None:
 
 
 def restore_checkpoint_(model: Any) -> None:
-    """Turn transformers' own switch off."""
+    """Turn transformers' own switch off, if it is on."""
+    if not checkpoints(model):
+        return
     if hasattr(model, "activation_checkpointing_disable"):
         model.activation_checkpointing_disable()
     else:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from wtacrs.layers import relu
 from wtacrs.layers.feed_forward import ChunkedForward, Deferred
 from wtacrs.layers.relu import ReLUFeedForward
+from wtacrs.sampling.linear import SampledLinear
 from wtacrs.swap import in_blocks
 
 SHAPE = 3, 5  # samples by tokens with which a sublayer is tried, each sample in its own part
@@ -87,11 +88,16 @@ def _kind(module: nn.Module, before: nn.Module | None) -> Any:
         [(tuple(p.shape), p.requires_grad) for p in part.parameters(recurse=False)]
         for part in parts
     ]
-    flags = [
-        sorted((k, v) for k, v in vars(part).items() if isinstance(v, (bool, str, float)))
-        for part in parts
-    ]
-    return str([*zip(map(type, parts), shapes, flags, strict=True)])
+    return str([*zip(map(type, parts), shapes, map(_settings, parts), strict=True)])
+
+
+def _settings(module: nn.Module) -> list[tuple[str, Any]]:
+    """What else may decide what a module computes; functions by identity."""
+    ours = ("name", "sampler") if isinstance(module, SampledLinear) else ()
+    own = {key: value for key, value in vars(module).items() if key not in ours}
+    plain = {key: v for key, v in own.items() if isinstance(v, (bool, str, float, int))}
+    called = {key: id(v) for key, v in own.items() if callable(v) and key not in plain}
+    return sorted((plain | called).items())
 
 
 _How = tuple[bool, bool]  # the last product is left out; the ReLU's first one, too

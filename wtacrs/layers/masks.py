@@ -149,10 +149,11 @@ class LosslessReLUDropout(nn.ReLU):
     memo: Memo | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        p = self.dropout_after[0].p if self.training else 0.0
+        after = self.dropout_after[0]
+        p = after.p if after.training else 0.0
         if p < 1 and (self.memo is not None or _saves(input)):
             return ReLUFunction.apply(input, p, self.memo)
-        return F.dropout(F.relu(input), p, self.training)
+        return F.dropout(F.relu(input), p, after.training)
 
 
 class DoneDropout(nn.Dropout):

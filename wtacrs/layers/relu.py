@@ -97,9 +97,9 @@ class ReLUFeedForward(OwnForward):
     def __call__(self, x: Tensor) -> Tensor:
         module: Any = self.module
         memo: Memo | None = module.act.memo
-        if memo is None or not module.training:
+        p = module.dropout.p if module.dropout.training else 0.0
+        if memo is None or p == 1:
             return type(module).forward(module, x)
-        p = module.dropout.p
         if not memo.replays:
             h, bits = relu_dropout(module.wi(x), p)
             memo.keep((bits, row_norms(h.view(-1, h.shape[-1]))))
