@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 import torch
@@ -52,17 +54,23 @@ def bench_selection(estimators: list[str], budget: float, pairs: int) -> dict[st
 def bench_launches(estimators: list[str], budget: float, pairs: int) -> dict[str, Any]:
     """Kernels of a step beyond the plain one's, with table, sample ids and mask on.
 
-    Of each layer: the difference between two depths. Of a step: what does not grow with them.
+    Of each layer: the difference between two depths. Of a step: what does not grow with them. For
+    layers that pick early and late, uncentred, and as the estimator centres by default.
     """
     counts = {}
-    for estimator in estimators:
-        few, many = (_extra_launches(estimator, budget, depth) for depth in (1, 1 + LAYERS))
+    for estimator, center, late in product(estimators, ("none", "auto"), (False, True)):
+        config = SamplingConfig(estimator=estimator, budget=budget, center=center)
+        if center == "auto" and config.centring == "none":
+            continue
+        few, many = (_extra_launches(config, late, depth) for depth in (1, 1 + LAYERS))
         each = (many - few) / LAYERS
-        counts[f"{estimator}@{budget:g}"] = {"per_layer": each, "per_step": few - each}
+        centre = "" if center == "none" else f"/{config.centring}"
+        name = f"{estimator}{centre}@{budget:g}, {'late' if late else 'early'}"
+        counts[name] = {"per_layer": each, "per_step": few - each}
     return counts
 
 
-def _extra_launches(estimator: str, budget: float, depth: int) -> int:
+def _extra_launches(config: SamplingConfig, late: bool, depth: int) -> int:
     """Kernels of the third step of ``depth`` sampled layers beyond those of plain ones."""
     b, t, width = 16, 32, 64
     mask = (torch.arange(t) < 24).expand(b, t)
@@ -70,10 +78,10 @@ def _extra_launches(estimator: str, budget: float, depth: int) -> int:
     for sampled in (True, False):
         model = nn.Sequential(nn.ModuleList(nn.Linear(width, width) for _ in range(depth)))
         if sampled:
-            config = SamplingConfig(estimator=estimator, budget=budget)
             sampler = sample_linears_(model, config, num_samples=b, max_tokens=t)
         for _ in range(3):  # the third knows norms, and all that is made once is made
-            with Launches() as launches:
+            picks_late = sampler.recomputed() if sampled and late else nullcontext()
+            with Launches() as launches, picks_late:
                 if sampled:
                     sampler.start_batch(torch.arange(b), mask)
                 x = torch.randn(b, t, width)
