@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,12 +62,12 @@ class RecomputedForward(OwnForward):
             return plain(*args, **kwargs)
 
         layers = _layers(module)
-        if not layers and torch.compiler.is_compiling():
+        if not layers.all and torch.compiler.is_compiling():
             return checkpoint(work, *leaves, use_reentrant=False)  # which is traced whole
         run: Any = torch.compiler.disable(checkpoint)  # with contexts it cannot be traced
         contexts = lambda: (_first_pass(layers), _SecondPass(layers))  # noqa: E731
         outputs = run(work, *leaves, use_reentrant=False, context_fn=contexts)
-        return outputs if layers else tree_map(_as_new, outputs)
+        return outputs if layers.last is not None else tree_map(_as_new, outputs)
 
 
 def _is_cache(leaf: Any) -> bool:
@@ -83,29 +83,43 @@ def _without_cache(leaf: Any) -> Any:
     return None
 
 
-def _layers(module: nn.Module) -> list[SampledLinear | ChunkedForward]:
-    """Those inside that keep something of their own, in the order in which they are registered."""
+class _Layers(NamedTuple):
+    """Those of a part that keep something of their own, in the order of registration, and the last
+    of them if no other linear layer follows: where the part's second pass can end."""
+
+    all: list[SampledLinear | ChunkedForward]
+    last: SampledLinear | ChunkedForward | None
+
+
+def _layers(module: nn.Module) -> _Layers:
     found: list[SampledLinear | ChunkedForward] = []
     inside: set[nn.Module] = set()  # of a feed-forward sublayer, which is one
+    last: SampledLinear | ChunkedForward | None = None
     for layer in module.modules():
         if isinstance(forward := layer.__dict__.get("forward"), ChunkedForward):
-            inside |= {*forward.sampled()}
+            inside |= {*forward.modules()}
             found = [one for one in found if one not in inside] + [forward]
-        elif isinstance(layer, SampledLinear) and layer not in inside:
+            last = forward
+        elif layer in inside:
+            continue
+        elif isinstance(layer, SampledLinear):
             found.append(layer)
-    return found
+            last = layer
+        elif isinstance(layer, nn.Linear):  # much may be saved between, as with adapters
+            last = None
+    return _Layers(found, last)
 
 
 @contextmanager
-def _late(layers: list[SampledLinear | ChunkedForward]) -> Iterator[None]:
-    samplers = {layer.sampler for layer in layers if isinstance(layer, SampledLinear)}
+def _late(layers: _Layers) -> Iterator[None]:
+    samplers = {layer.sampler for layer in layers.all if isinstance(layer, SampledLinear)}
     with ExitStack() as stack:
         for sampler in samplers:
             stack.enter_context(sampler.recomputed())
         yield
 
 
-def _first_pass(layers: list[SampledLinear | ChunkedForward]) -> AbstractContextManager[None]:
+def _first_pass(layers: _Layers) -> AbstractContextManager[None]:
     """What runs after the last of ``layers`` is saved as it would be without recomputation: by the
     hooks that are there now, say of offloading, if any."""
     there: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
@@ -113,12 +127,12 @@ def _first_pass(layers: list[SampledLinear | ChunkedForward]) -> AbstractContext
 
 
 @contextmanager
-def _saving_after(layers: list[SampledLinear | ChunkedForward], hooks: Any) -> Iterator[None]:
+def _saving_after(layers: _Layers, hooks: Any) -> Iterator[None]:
     # Autocast's cache is off, for it would hold what this pass does not keep: a copy of each
     # weight, until the model returns.
     caches = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
-    last = layers[-1] if layers else None
+    last = layers.last
     try:
         with ExitStack() as stack, _late(layers):
 
@@ -137,7 +151,7 @@ def _saving_after(layers: list[SampledLinear | ChunkedForward], hooks: Any) -> I
 class _SecondPass:
     """A graph that is retained has several second passes, so this is entered several times."""
 
-    def __init__(self, layers: list[SampledLinear | ChunkedForward]) -> None:
+    def __init__(self, layers: _Layers) -> None:
         self._layers = layers
         self._stack = ExitStack()
 
@@ -147,14 +161,12 @@ class _SecondPass:
 
     def __enter__(self) -> None:
         self._stack.enter_context(_late(self._layers))
-        if self._layers:
-            self._layers[-1].without_product = True
-            self._layers[-1].when_done = self._save
+        if (last := self._layers.last) is not None:
+            last.without_product, last.when_done = True, self._save
 
     def __exit__(self, *error: Any) -> None:
-        if self._layers:
-            self._layers[-1].without_product = False
-            self._layers[-1].when_done = None
+        if (last := self._layers.last) is not None:
+            last.without_product, last.when_done = False, None
         self._stack.close()
 
 

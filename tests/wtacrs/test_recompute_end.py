@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from tests.wtacrs.tiny import assert_same_step, batch_of, models, sampled, step, tiny_bert, tiny_t5
 from wtacrs import SamplingConfig, sample_linears_
+from wtacrs.measure.step import SavedBytes
 from wtacrs.recompute import recompute_
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])
@@ -169,3 +170,17 @@ def test_an_error_in_a_pass_leaves_nothing_behind():
             model.bert.encoder.layer[0](hidden)
     assert torch.is_autocast_cache_enabled()
     assert_same_step(step(model), expected, 1e-6)
+
+
+def test_nothing_ends_before_another_linear_layer(make_encoder):
+    """As with adapters on q, k and v: what lies between is not saved in the first pass."""
+    x, saved = torch.randn(2, 10, 4, requires_grad=True), []
+    for include in (["*.q"], None):
+        model = make_encoder(2)
+        if include is not None:
+            sample_linears_(model, SamplingConfig(budget=0.5, include=include))
+        recompute_(model, "block")
+        with SavedBytes(model) as bytes_saved:
+            model(x)
+        saved.append(bytes_saved.bytes)
+    assert saved[0] == saved[1]
