@@ -157,16 +157,7 @@ def apply_(
         ValueError: an unknown name, keys that contradict each other, a model that something was
             applied to or that checkpoints already, or one in which there is nothing to do.
     """
-    if not isinstance(memory, (str, MemoryConfig)):
-        raise ValueError(
-            f"memory is a {type(memory).__name__}; give a preset's name or MemoryConfig"
-        )
-    if isinstance(memory, MemoryConfig):
-        if sampling:
-            raise ValueError(f"{[*sampling]} and a MemoryConfig are two sayings; give one")
-        config = memory
-    else:
-        config = preset(memory, **sampling)
+    config = _config_of(memory, sampling)
     _check_untouched(model, config)
     handle = Handle(model, config)
     try:
@@ -177,6 +168,19 @@ def apply_(
     reader = FactsReader(model, handle.sampler)
     model.register_forward_pre_hook(reader, with_kwargs=True, prepend=True)
     return handle
+
+
+def _config_of(memory: str | MemoryConfig, sampling: dict[str, Any]) -> MemoryConfig:
+    """The one config that both say."""
+    if isinstance(memory, str):
+        return preset(memory, **sampling)
+    if not isinstance(memory, MemoryConfig):
+        raise ValueError(
+            f"memory is a {type(memory).__name__}; give a preset's name or MemoryConfig"
+        )
+    if sampling:
+        raise ValueError(f"{[*sampling]} and a MemoryConfig are two sayings; give one")
+    return memory
 
 
 def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> None:

@@ -96,7 +96,7 @@ def left_side(dy: Tensor, kept: Kept, norms: Tensor | None) -> Tensor:
 
 
 def right_side(rows: Tensor, kept: Kept) -> Tensor:
-    """What ``gather`` gave, (k + q, i), in float16 times what ``left_side`` leaves to it."""
+    """The kept rows, (k + q, i), in float16 times what ``left_side`` leaves to it."""
     if rows.dtype != torch.float16:
         return rows
     k, root = len(kept.scales), kept.scales.sqrt()[:, None].half()
