@@ -17,12 +17,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
-from experiments import metrics
+from experiments import protocol
 from experiments.errors import UserError
 from experiments.tasks import TaskData
 from experiments.text2text import is_text_to_text, text_to_text
@@ -106,8 +107,8 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
         seed=config.seed,
         data_seed=config.seed,
         eval_strategy="epoch",
-        logging_strategy="epoch" if config.logging.name == "none" else "steps",
-        logging_steps=10,
+        logging_strategy="steps",
+        logging_steps=10,  # of the loss curve
         logging_nan_inf_filter=False,  # a loss that is not finite is not replaced by others
         save_strategy="steps" if steps > 0 else "no",
         save_steps=steps if steps > 0 else 500,
@@ -118,6 +119,14 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
         disable_tqdm=not (t.progress and sys.stderr.isatty()),
         dataloader_pin_memory=not on_cpu,
     )
+
+
+class LossBar(ProgressCallback):
+    """The Trainer's bars with the loss beside them, in place of a dictionary every ten steps."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.4f}")
 
 
 def pad_pixels(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -145,7 +154,7 @@ def build_trainer(
 
     def score(p: EvalPrediction) -> dict[str, float]:
         labels = p.label_ids if text is None else text.classes(p.label_ids)
-        return metrics.compute(names, np.asarray(p.predictions), labels)
+        return protocol.scores(names, np.asarray(p.predictions), labels)
 
     trainer = Trainer(
         model=model,
@@ -158,6 +167,8 @@ def build_trainer(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # the report at the end says it all
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(LossBar)
     return trainer
 
 
@@ -181,7 +192,11 @@ def longest_batch(data: Dataset, size: int) -> list[dict[str, Any]]:
 
 
 def describe_metrics(config: Any, trainer: Trainer, train_loss: float) -> dict[str, Any]:
-    """The section ``metrics`` of a record, from the Trainer's log."""
+    """The section ``metrics`` of a record, from the Trainer's log.
+
+    Raises:
+        UserError: nothing was evaluated.
+    """
     epochs: dict[float, dict[str, Any]] = {}
     for entry in trainer.state.log_history:
         for key, value in entry.items():
@@ -192,16 +207,14 @@ def describe_metrics(config: Any, trainer: Trainer, train_loss: float) -> dict[s
                     mismatched = "mismatched_" if "mismatched" in prefix else ""
                     epochs.setdefault(entry["step"], at)[mismatched + name] = value
                     break
-    per_epoch = list(epochs.values())
-    main = config.task.metrics[0]
-    if not per_epoch:
+    if not epochs:
         raise UserError("training ended before any evaluation; raise training.max_steps")
-    best = max(per_epoch, key=lambda epoch: epoch[main])
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    curve = {name: [entry[name] for entry in logged] for name in ("step", "loss")}
+    per_epoch, main = list(epochs.values()), config.task.metrics[0]
     return {
-        "main": main,
-        "best": best[main],
-        "best_epoch": best["epoch"],
-        "last": per_epoch[-1][main],
+        **protocol.summary(per_epoch, main),
         "per_epoch": per_epoch,
         "train_loss": train_loss,
+        "loss_curve": curve,  # each the mean since the one before
     }

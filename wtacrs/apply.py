@@ -35,12 +35,14 @@ class Handle:
         config: the ``MemoryConfig``.
         sampler: of its linear layers; None where none is sampled.
         swapped: kind of swap -> qualified names of the modules that it changed.
+        left: reason -> what the config asks for and this model does not take.
     """
 
     def __init__(self, model: nn.Module, config: MemoryConfig) -> None:
         self.model, self.config = model, config
         self.sampler: Sampler | None = None
         self.swapped: dict[str, list[str]] = {}
+        self.left: dict[str, list[str]] = {}
         self._attention_before = attention_of(model)
         self._done = False
 
@@ -79,7 +81,7 @@ class Handle:
             batch: arguments of a training call of the model whose output has a loss. With it the
                 table says what such a step takes at its peak, plain and now, on fake tensors.
         """
-        left: dict[str, list[str]] = {}
+        left = {reason: [*names] for reason, names in self.left.items()}
         for name, reason in ({} if self.sampler is None else self.sampler.skipped).items():
             left.setdefault(reason, []).append(name)
         names = [] if self.sampler is None else self.sampler.names
@@ -112,7 +114,7 @@ class Handle:
         restore_layers_(model)
         if self.config.recompute in ("checkpoint", "checkpoint_offload"):
             restore_checkpoint_(model)
-        if self.config.attention != "default":
+        if attention_of(model) != self._attention_before:
             restore_attention(model, self._attention_before)
         for key, hook in [*model._forward_pre_hooks.items()]:
             if isinstance(hook, FactsReader):
@@ -188,8 +190,7 @@ def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> No
     model, config = handle.model, handle.config
     seed = 0 if config.sampling is None else config.sampling.seed
     if config.attention != "default":
-        set_attention(model, config.attention)
-        handle.swapped[f"attention: {config.attention}"] = [type(model).__name__]
+        _set_attention(handle)
     if config.lossless or config.gelu != "exact":
         for name, kind in save_less_(model, config.lossless, config.gelu, seed).items():
             handle.swapped.setdefault(kind, []).append(name)
@@ -207,6 +208,18 @@ def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> No
     elif config.recompute != "none":
         checkpoint_(model, offload=config.recompute == "checkpoint_offload")
         handle.swapped[f"transformers' {config.recompute}"] = [type(model).__name__]
+
+
+def _set_attention(handle: Handle) -> None:
+    """A model that does not take ours keeps its own, where that is computed again in any case."""
+    name, recompute = handle.config.attention, handle.config.recompute
+    try:
+        set_attention(handle.model, name)
+        handle.swapped[f"attention: {name}"] = [type(handle.model).__name__]
+    except ValueError as error:
+        if name != "recompute" or recompute not in ("attention", "block"):
+            raise
+        handle.left[str(error)] = [type(handle.model).__name__]
 
 
 def _check_untouched(model: nn.Module, config: MemoryConfig) -> None:

@@ -24,7 +24,7 @@ class Report:
 
     Attributes:
         swapped: kind of swap -> qualified names of the modules that it changed.
-        left: reason -> qualified names of the linear layers that stay plain for it.
+        left: reason -> qualified names of the modules that stay as they are for it.
         sampled_share: of the trainable parameters, those whose gradient is estimated.
         plain, now: bytes of a training step without and with the swaps; None without a batch.
         better: the preset with the smallest peak, where the swaps do not lower it.
@@ -49,7 +49,7 @@ class Report:
             if self.now.peak_bytes >= self.plain.peak_bytes:
                 hint = f"{self.better!r} would" if self.better else "no preset would"
                 lines.append(
-                    f"{'warning':<28} this raises the peak of such a step; {hint} lower it"
+                    f"{'warning':<28} the peak of such a step is not lower; {hint} lower it"
                 )
         return "\n".join(lines)
 

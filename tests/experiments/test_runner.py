@@ -12,8 +12,9 @@ from experiments.errors import UserError
 from experiments.records import read_record, record_path, write_record
 from experiments.runner import RunError, run
 
+HALVES = ("picking_half", "reporting_half")
 SECTIONS = {  # ARCHITECTURE section 7
-    "metrics": "main best best_epoch last per_epoch train_loss",
+    "metrics": "main best best_epoch last held_out per_epoch train_loss loss_curve",
     "memory": "device method peak_bytes reserved_bytes parameter_bytes gradient_bytes"
     " optimizer_bytes saved_bytes at_peak temporary_bytes host_cache_bytes",
     "throughput": "samples_per_second tokens_per_second step_seconds steps_timed warmup_steps",
@@ -76,7 +77,7 @@ def test_record_of_a_run(estimator, make_config, only_record, capsys):
     assert record["config"]["training"]["batch_size"] == 8
     metrics, memory, sampling = record["metrics"], record["memory"], record["sampling"]
     (epoch,) = metrics["per_epoch"]
-    assert epoch.keys() == {"epoch", "step", "loss", "accuracy"}
+    assert epoch.keys() == {"epoch", "step", "loss", "accuracy", *HALVES}
     assert metrics["best"] == metrics["last"] == epoch["accuracy"]
     assert (epoch["step"], metrics["best_epoch"], metrics["main"]) == (4, 0.5, "accuracy")
     assert 2 < metrics["train_loss"] < 3  # log(10) = 2.3
@@ -206,7 +207,7 @@ def test_two_validation_sets(make_config, tiny_glue, saved_model):
     metrics = run(make_config(*tiny_glue("mnli"), *model)).metrics
     (epoch,) = metrics["per_epoch"]
     scores = {"loss", "accuracy", "mismatched_loss", "mismatched_accuracy"}
-    assert epoch.keys() == {"epoch", "step", *scores}
+    assert epoch.keys() == {"epoch", "step", *scores, *HALVES, *(f"mismatched_{h}" for h in HALVES)}
     assert metrics["best"] == epoch["accuracy"]
 
 
@@ -214,7 +215,7 @@ def test_regression(make_config, tiny_glue):
     record = run(make_config(*tiny_glue("stsb"), "model=minilm"))
     assert record.metrics["main"] == "pearson"
     (epoch,) = record.metrics["per_epoch"]
-    assert epoch.keys() == {"epoch", "step", "loss", "pearson", "spearman"}
+    assert epoch.keys() == {"epoch", "step", "loss", "pearson", "spearman", *HALVES}
     assert record.sampling["layers"] == 36
 
 

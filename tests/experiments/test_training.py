@@ -218,6 +218,7 @@ def test_metrics_from_the_log(make_resolved):
     trainer = SimpleNamespace(state=SimpleNamespace(log_history=log))
     assert training.describe_metrics(make_resolved(), trainer, 1.5) == {
         **{"main": "accuracy", "best": 0.9, "best_epoch": 1.0, "last": 0.8, "train_loss": 1.5},
+        **{"held_out": None, "loss_curve": {"step": [2], "loss": [9.0]}},
         "per_epoch": [
             {"epoch": 1.0, "step": 2, "accuracy": 0.9, "mismatched_accuracy": 0.7},
             {"epoch": 2.0, "step": 4, "accuracy": 0.8},

@@ -5,8 +5,9 @@ import io
 
 import pytest
 import torch
+from transformers import MPNetConfig, MPNetForSequenceClassification
 
-from tests.wtacrs.tiny import assert_same_step, batch_of, models, step, tiny_bert, tiny_t5
+from tests.wtacrs.tiny import assert_same_step, batch_of, build, models, step, tiny_bert, tiny_t5
 from wtacrs import PRESETS, MemoryConfig, SampledLinear, SamplingConfig, apply_
 from wtacrs.config import preset
 
@@ -206,3 +207,20 @@ def test_a_state_of_another_preset_is_refused():
     with pytest.raises(ValueError, match="rounding differs"):
         rounded.load_state_dict(state)
     rounded.load_state_dict(rounded.state_dict())
+
+
+def test_attention_of_its_own_stays_and_is_reported():
+    """MPNet does not use the AttentionInterface; its blocks are recomputed all the same."""
+    config = MPNetConfig(
+        **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+        **{"intermediate_size": 64, "vocab_size": 50, "attn_implementation": "eager"},
+    )
+    model = build(MPNetForSequenceClassification, config)
+    (before, _, _), expected = anatomy(model), step(model)
+    handle = apply_(model, "leanest", budget=1.0)
+    assert "does not use the AttentionInterface" in "".join(handle.report().left)
+    assert_same_step(step(model), expected, 1e-4, 1e-5)
+    handle.undo()
+    assert anatomy(model)[0] == before
+    with pytest.raises(ValueError, match="AttentionInterface"):
+        apply_(model, MemoryConfig(attention="recompute"))

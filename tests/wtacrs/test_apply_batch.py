@@ -139,5 +139,5 @@ def test_a_preset_that_raises_the_peak_is_warned_of(monkeypatch):
     report = apply_(model, "plain").report(batch_of(model))
     assert report.now == report.plain
     hint = f"{report.better!r} would" if report.better else "no preset would"
-    assert f"this raises the peak of such a step; {hint} lower it" in str(report)
+    assert f"the peak of such a step is not lower; {hint} lower it" in str(report)
     assert report.better in (None, "leanest")

@@ -66,7 +66,7 @@ def batch_of(model):
     ids = torch.randint(1, 50, (4, 10), generator=generator)
     if model.config.model_type == "llama":
         return {"input_ids": ids, "attention_mask": MASK, "labels": ids}
-    if model.config.model_type == "bert":
+    if model.config.model_type in ("bert", "mpnet"):
         return {"input_ids": ids, "attention_mask": MASK, "labels": torch.tensor([0, 1, 1, 0])}
     labels = torch.randint(1, 50, (4, 7), generator=generator)
     labels[1, 5:] = -100
