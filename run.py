@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
-    from experiments.runner import RunError, run  # after Hydra: `--help` needs no torch
+    from experiments.run.runner import RunError, run  # after Hydra: `--help` needs no torch
 
     try:
         run(config)

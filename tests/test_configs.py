@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from experiments import runner
+from experiments.run import runner
 from wtacrs import ESTIMATORS, PRESETS
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from experiments import runner
-from experiments.records import RunRecord
-from experiments.variance_data import error_frame, load_probes, summarise
+from experiments.records.record import RunRecord
+from experiments.reports.variance_data import error_frame, load_probes, summarise
+from experiments.run import runner
 from tests.experiments.probes import write_probes
 
 CONF = Path(__file__).parents[2] / "conf"

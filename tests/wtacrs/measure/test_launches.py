@@ -2,7 +2,7 @@
 
 import torch
 
-from experiments.bench_layer import bench_launches
+from experiments.bench.layer import bench_launches
 from wtacrs.measure.launches import Launches
 
 

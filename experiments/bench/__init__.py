@@ -1,0 +1,1 @@
+"""Time, kernels and exactness, measured."""

@@ -1,0 +1,70 @@
+"""Is what is called exact exact? python -m experiments.bench.exactness [overrides of the config]
+
+Trains from one seed under memory=plain (with eager attention, whose dropout the others replay) and
+under memory=lean and leanest at budget 1, and compares the losses of all steps. Overrides are those
+of run.py, say task=sst2. Written to results/bench/exactness.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+
+from experiments.config import CONF
+from experiments.records.provenance import provenance
+from experiments.run import runner, training
+
+OUTPUT = Path("results/bench/exactness.json")
+DEFAULTS = ["model=minilm", "task=cola", "training.epochs=1", "logging=none"]
+SIDES = {
+    "plain": ["memory=plain", "memory.attention=eager", "estimator=full"],
+    "lean": ["memory=lean", "estimator=wtacrs", "budget=1.0"],
+    "leanest": ["memory=leanest", "estimator=wtacrs", "budget=1.0"],
+}
+
+
+def losses(overrides: list[str]) -> Tensor:
+    """The loss of each training step (steps,) of the run that the overrides describe."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config: Any = runner.resolve(compose("config", overrides))
+    tokenizer, data, model, _ = runner.prepare(config)
+    found: list[Tensor] = []
+    model.register_forward_hook(lambda _model, _args, output: found.append(output.loss.detach()))
+    with TemporaryDirectory() as folder:
+        trainer = training.build_trainer(config, model, tokenizer, data, Path(folder), [])
+        trainer.args.eval_strategy = "no"  # it draws no random number; it only takes time
+        trainer.train()
+    return torch.stack(found).double()
+
+
+def main(overrides: list[str]) -> None:
+    curves = {side: losses([*DEFAULTS, *overrides, *own]) for side, own in SIDES.items()}
+    plain = curves["plain"]
+    differences = {
+        side: (curve - plain).abs().max().item()
+        for side, curve in curves.items()
+        if side != "plain"
+    }
+    result = {
+        "overrides": [*DEFAULTS, *overrides],
+        "steps": len(plain),
+        "largest_difference": differences,
+        "losses": {side: curve.tolist() for side, curve in curves.items()},
+        "provenance": provenance(),
+    }
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps(result, indent=2) + "\n")
+    for side, difference in differences.items():
+        print(f"{side}: {len(plain)} steps, losses differ by at most {difference:.1e}")
+    print(f"mean loss {plain.mean():.4f}: {OUTPUT}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""What a training step will take: on fake tensors, without data, weights or device."""

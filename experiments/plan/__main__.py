@@ -1,0 +1,102 @@
+"""What a training step will take: python -m experiments.plan model=t5_3b memory=lean fits=24GiB.
+
+No weights, no GPU and no data: the step is rehearsed on fake tensors. Groups and numbers are those
+of conf/plan.yaml. Values with commas make a grid, a row each: memory=plain,lean budget=0.1,0.3.
+The cost of a step is its floating-point operations in matrix products over those of the plain step:
+full tuning, nothing sampled, nothing saved. fits=24GiB searches for the largest batch. output=json
+prints one object, or an array for a grid. Not counted: scratch memory inside a kernel, the rounding
+of CUDA's allocator, and the CUDA context, about half a GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.errors import UserError
+from experiments.plan.search import Plan, plan, settings, shown
+from experiments.words import AT_PEAK
+
+
+def one_table(result: Plan) -> Table:
+    """The peak of one setting, what it is made of, and what a step costs."""
+    table = Table("", "bytes", "share")
+    table.add_row("peak", shown(result.peak_bytes), "100.0%", end_section=True)
+    for name, text in AT_PEAK.items():
+        count = result.at_peak[name]
+        table.add_row(f"{text}, at the peak", shown(count), f"{count / result.peak_bytes:.1%}")
+    table.add_section()
+    table.add_row("gradients, all", shown(result.gradient_bytes))
+    table.add_row("saved when the forward pass ends", shown(result.saved_bytes))
+    table.add_row("operations, of the plain step's", f"{result.relative_flops:.2f}×")
+    if result.max_batch_size is not None:
+        table.add_row(f"largest batch in {result.config['fits']}", str(result.max_batch_size))
+    return table
+
+
+def grid_table(results: dict[str, Plan]) -> Table:
+    """A row for each point of a grid; the parts are those at the peak."""
+    searched = any(result.max_batch_size is not None for result in results.values())
+    columns = ["", "peak", *AT_PEAK.values(), "operations", *(["largest batch"] * searched)]
+    table = Table(*columns)
+    for label, result in results.items():
+        parts = [shown(result.at_peak[name]) for name in AT_PEAK]
+        row = [label, shown(result.peak_bytes), *parts, f"{result.relative_flops:.2f}×"]
+        table.add_row(*row, *([str(result.max_batch_size)] * searched))
+    return table
+
+
+def show(results: dict[str, Plan], is_grid: bool) -> None:
+    """Print the result as the config asks."""
+    config = next(iter(results.values())).config
+    if config["output"] == "json":
+        plans = [asdict(result) for result in results.values()]
+        print(json.dumps(plans if is_grid else plans[0], indent=2))
+        return
+    table = grid_table(results) if is_grid else one_table(*results.values())
+    print(
+        f"{config['model']['name']} · {config['tuning']['name']} · {config['estimator']['name']}"
+        f"@{config['budget']:g} · memory {config['memory']['name']} · batch {config['batch_size']} "
+        f"× {config['max_length']} tokens · {config['precision']} · {config['device']}"
+        if not is_grid
+        else "Each row differs from conf/plan.yaml and the values given once by what it says."
+    )
+    Console(width=None if sys.stdout.isatty() else 180).print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-m", "--multirun", action="store_true", help="a grid, even of one point")
+    parser.add_argument("overrides", nargs="*", help="model=t5_base memory=lean budget=0.3 ...")
+    options = parser.parse_intermixed_args(arguments)
+    results = {}
+    try:
+        with redirect_stdout(sys.stderr):  # what is printed on the way is none of the result
+            points = settings(options.overrides)
+            is_grid = options.multirun or "" not in points
+            for number, (label, config) in enumerate(points.items(), start=1):
+                if is_grid:
+                    print(f"{number}/{len(points)} {label}")
+                results[label] = plan(config, may_not_fit=is_grid)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    show(results, is_grid)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The files that stand alone: what is in them, where they come from, how they are written."""

@@ -1,0 +1,220 @@
+"""Training with transformers' Trainer: its loop, our callbacks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from experiments.errors import UserError
+from experiments.run import protocol
+from experiments.run.tasks import TaskData
+from experiments.run.text2text import is_text_to_text, text_to_text
+from wtacrs.facts import IGNORED
+
+
+class BatchFacts:
+    """Hooks of a model that count what training steps process.
+
+    Sums stay on the device, since reading one would stop it, and are added to in place: nothing
+    grows with the run, and a step whose memory is measured shows none of ours.
+
+    Attributes:
+        samples: of each step.
+        tokens: sum of the non-padding ones after the first ``warmup_steps`` steps (source and
+            target, where the answer is text).
+        loss_sum, steps: of the losses, in float64, and how many they are; those before a
+            resumption too.
+    """
+
+    def __init__(self, model: PreTrainedModel, warmup_steps: int = 0) -> None:
+        self.warmup_steps = warmup_steps
+        self.samples: list[int] = []
+        self.tokens: Tensor | int = 0
+        self.loss_sum: Tensor | float = 0.0
+        self.steps = 0
+        self._text_to_text = is_text_to_text(getattr(model, "config", None))
+        model.register_forward_pre_hook(self, with_kwargs=True)
+        model.register_forward_hook(self._after)
+
+    def __call__(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if model.training:
+            mask = kwargs["attention_mask"]
+            self.samples.append(mask.shape[0])
+            tokens = mask.sum(dtype=torch.int64)
+            if self._text_to_text:
+                tokens = tokens + (kwargs["labels"] != IGNORED).sum()
+            total = torch.as_tensor(self.tokens, device=tokens.device)
+            self.tokens = total.add_(tokens, alpha=int(len(self.samples) > self.warmup_steps))
+
+    def _after(self, model: Any, args: Any, output: Any) -> None:
+        if model.training:
+            loss = output.loss.detach()
+            total = torch.as_tensor(self.loss_sum, dtype=torch.float64, device=loss.device)
+            self.loss_sum = total.add_(loss)
+            self.steps += 1
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss over all training steps so far; not finite once a loss was not."""
+        return float(self.loss_sum) / self.steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the mean loss of the whole run needs; times, and so tokens, are of each part."""
+        return {"loss_sum": float(self.loss_sum), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.loss_sum, self.steps = state["loss_sum"], state["steps"]
+
+
+def training_arguments(config: Any, folder: Path) -> TrainingArguments:
+    """The Trainer's arguments for the resolved config of a run."""
+    t = config.training
+    steps = t.checkpoint_steps
+    # Said plainly: without an accelerator the Trainer refuses bf16 unless told to use the CPU.
+    on_cpu = t.device == "cpu" or not torch.cuda.is_available()  # Apple's GPU has no float64
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=t.epochs,
+        max_steps=t.max_steps,
+        per_device_train_batch_size=t.batch_size,
+        per_device_eval_batch_size=t.eval_batch_size,
+        learning_rate=t.learning_rate,
+        weight_decay=t.weight_decay,
+        warmup_steps=t.warmup_ratio,  # below 1 it is a share of all steps
+        max_grad_norm=t.max_grad_norm,
+        bf16=t.precision == "bf16",
+        use_cpu=on_cpu,
+        train_sampling_strategy="group_by_length" if t.group_by_length else "random",
+        seed=config.seed,
+        data_seed=config.seed,
+        eval_strategy="epoch",
+        logging_strategy="steps",
+        logging_steps=10,  # of the loss curve
+        logging_nan_inf_filter=False,  # a loss that is not finite is not replaced by others
+        save_strategy="steps" if steps > 0 else "no",
+        save_steps=steps if steps > 0 else 500,
+        save_total_limit=1,
+        report_to=[] if config.logging.name == "none" else [config.logging.name],
+        run_name=folder.name,
+        remove_unused_columns=False,  # sample_ids are ours; wtacrs takes them out
+        disable_tqdm=not (t.progress and sys.stderr.isatty()),
+        dataloader_pin_memory=not on_cpu,
+    )
+
+
+class LossBar(ProgressCallback):
+    """The Trainer's bars with the loss beside them, in place of a dictionary every ten steps."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.4f}")
+
+
+def pad_pixels(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """The collator of a task without tokenizer: pad with token 0 and a mask."""
+    batch = {
+        key: pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True)
+        for key in ("input_ids", "attention_mask")
+    }
+    for key in rows[0].keys() - batch.keys():
+        batch[key] = torch.tensor([row[key] for row in rows])
+    return batch
+
+
+def build_trainer(
+    config: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    data: TaskData,
+    folder: Path,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """A Trainer over the task, padding each batch to its own longest sequence."""
+    names, text = list(config.task.metrics), text_to_text(model, config.task, tokenizer)
+    collate: Any = pad_pixels if tokenizer is None else DataCollatorWithPadding(tokenizer)
+
+    def score(p: EvalPrediction) -> dict[str, float]:
+        labels = p.label_ids if text is None else text.classes(p.label_ids)
+        return protocol.scores(names, np.asarray(p.predictions), labels)
+
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(config, folder),
+        train_dataset=data.train,
+        eval_dataset=dict(data.validation),
+        data_collator=collate if text is None else text.collate,
+        compute_metrics=score,
+        preprocess_logits_for_metrics=None if text is None else text.scores,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)  # the report at the end says it all
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(LossBar)
+    return trainer
+
+
+def longest_sequence(
+    config: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, data: TaskData
+) -> int:
+    """Tokens of the longest sequence that training meets; a target may be longer than its source.
+
+    Raises:
+        UserError: the task cannot be put as the model needs it.
+    """
+    text = text_to_text(model, config.task, tokenizer)
+    return max([data.max_tokens, *map(len, text.targets if text else [])])
+
+
+def longest_batch(data: Dataset, size: int) -> list[dict[str, Any]]:
+    """The ``size`` longest training samples: the batch that decides whether a run fits."""
+    lengths = np.array([len(ids) for ids in data["input_ids"]])
+    order = np.argsort(-lengths, kind="stable")[:size]
+    return [data[int(i)] for i in order]
+
+
+def describe_metrics(config: Any, trainer: Trainer, train_loss: float) -> dict[str, Any]:
+    """The section ``metrics`` of a record, from the Trainer's log.
+
+    Raises:
+        UserError: nothing was evaluated.
+    """
+    epochs: dict[float, dict[str, Any]] = {}
+    for entry in trainer.state.log_history:
+        for key, value in entry.items():
+            for prefix in ("eval_validation_mismatched_", "eval_validation_"):
+                name = key.removeprefix(prefix)
+                if name != key and not name.endswith(("runtime", "_per_second")):
+                    at = {"epoch": entry["epoch"], "step": entry["step"]}
+                    mismatched = "mismatched_" if "mismatched" in prefix else ""
+                    epochs.setdefault(entry["step"], at)[mismatched + name] = value
+                    break
+    if not epochs:
+        raise UserError("training ended before any evaluation; raise training.max_steps")
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    curve = {name: [entry[name] for entry in logged] for name in ("step", "loss")}
+    per_epoch, main = list(epochs.values()), config.task.metrics[0]
+    return {
+        **protocol.summary(per_epoch, main),
+        "per_epoch": per_epoch,
+        "train_loss": train_loss,
+        "loss_curve": curve,  # each the mean since the one before
+    }

@@ -1,0 +1,207 @@
+"""Tables from records made by hand: means, spread and ratios worked out on paper."""
+
+import math
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from experiments.errors import UserError
+from experiments.records.record import record_path, write_record
+from experiments.reports import tables
+from experiments.reports.tables import aggregate, display, load_runs, splice, write_tables
+from experiments.words import method_name
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def add(make_record, folder):
+    """Writes one record, made with these overrides and results, where a run would write it."""
+
+    def write(*overrides, **results):
+        record = make_record(*overrides, **results)
+        path = record_path(record.config)
+        assert not path.exists()
+        write_record(record, path)
+
+    return write
+
+
+@pytest.fixture
+def two_seeds(add):
+    """full and wtacrs with two seeds each."""
+    add("estimator=full", "budget=1.0", best=0.90, peak=400, saved=300, speed=10.0)
+    add("estimator=full", "budget=1.0", "seed=1", best=0.94, peak=400, saved=300, speed=14.0)
+    add(best=0.80, peak=160, saved=100, speed=6.0)
+    add("seed=1", best=0.90, peak=240, saved=100, speed=12.0)
+
+
+def rows(folder):
+    return aggregate(load_runs(folder)).to_dict("records")
+
+
+def test_means_spread_and_ratios(two_seeds, folder):
+    full, sampled = rows(folder)
+    assert (full["estimator"], full["n"], full["peak_bytes_full_ratio"]) == ("full", 2, 1.0)
+    assert full["best"] == pytest.approx(0.92)
+    assert full["best_std"] == pytest.approx(0.04 / math.sqrt(2))
+    assert (sampled["estimator"], sampled["budget"], sampled["n"]) == ("wtacrs", 0.3, 2)
+    assert sampled["best"] == pytest.approx(0.85)
+    assert sampled["last"] == pytest.approx(0.75)
+    assert sampled["last_std"] == pytest.approx(0.1 / math.sqrt(2))
+    assert sampled["peak_bytes"] == 200
+    assert sampled["peak_bytes_full_ratio"] == 2.0
+    assert sampled["saved_bytes_full_ratio"] == 3.0
+    assert sampled["samples_per_second"] == 9.0
+    assert sampled["speed_ratio"] == 0.75
+
+
+def test_cells(two_seeds, add, folder):
+    add("estimator=crs", best=0.5, peak=None, speed=None)
+    text = display(aggregate(load_runs(folder))).to_dict("records")
+    full, crs, sampled = text
+    assert [row["estimator"] for row in text] == ["full", "crs@0.3", "wtacrs@0.3"]
+    assert (full["best epoch"], sampled["best epoch"]) == ("92.0 ± 2.8", "85.0 ± 7.1")
+    assert (sampled["full / peak"], sampled["full / saved"]) == ("2.00×", "3.00×")
+    assert (sampled["speed"], sampled["samples/s"], sampled["n"]) == ("0.75×", "9.0", "2")
+    missing = ("peak MiB", "full / peak", "saved MiB", "full / saved", "samples/s", "speed")
+    assert {crs[name] for name in missing} == {"–"}
+    assert (crs["best epoch"], crs["n"]) == ("50.0 ± –", "1")  # no spread of one seed
+
+
+def test_centred_runs_have_a_name_of_their_own(add, folder, tmp_path):
+    add("estimator=pps", "estimator.center=none", best=0.7)
+    add("estimator=pps", "estimator.center=lowrank", best=0.8)
+    add("estimator=full", best=0.9)
+    text = write_tables(folder, tmp_path / "t")
+    assert text["estimator"].tolist() == ["full", "pps@0.3", "pps/lowrank@0.3"]
+    assert text["best epoch"].tolist() == ["90.0 ± –", "70.0 ± –", "80.0 ± –"]
+    assert pd.read_csv(tmp_path / "t.csv")["estimator"].tolist() == ["full", "pps", "pps/lowrank"]
+    assert method_name("full", "lowrank") == "full"  # as no run of today says it
+
+
+def test_records_from_before_centring_are_not_centred(make_record, folder):
+    record = make_record("estimator=pps", "estimator.center=none")
+    path = record_path(record.config)
+    del record.config["estimator"]["center"]
+    write_record(record, path)
+    assert display(aggregate(load_runs(folder)))["estimator"].tolist() == ["pps@0.3"]
+
+
+def test_nothing_measured_and_no_baseline(add, folder):
+    for seed in (0, 1):
+        add(f"seed={seed}", peak=None, speed=None)
+    (row,) = display(aggregate(load_runs(folder))).to_dict("records")
+    assert (row["best epoch"], row["peak MiB"], row["speed"]) == ("50.0 ± 0.0", "–", "–")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("training.learning_rate=0.5", "task.max_train_rows=63", "training.precision=bf16"),
+        *("estimator.floor=0.5", "estimator.grad_norms=none", "budget=0.1", "estimator=crs"),
+    ],
+)
+def test_other_settings_are_another_row(override, add, folder):
+    add(best=0.5)
+    add(override, best=0.7)
+    assert sorted(row["best"] for row in rows(folder)) == [0.5, 0.7]
+    text = display(aggregate(load_runs(folder))).drop(columns=["best epoch", "last epoch"])
+    assert not text.duplicated().any()  # and the two can be told apart
+
+
+def test_ratios_are_within_the_same_settings(two_seeds, add, folder):
+    add("training.learning_rate=0.5")
+    ratios = {row["best"]: row["peak_bytes_full_ratio"] for row in rows(folder)}
+    assert math.isnan(ratios[0.5])
+
+
+def test_settings_of_sampling_do_not_split_the_baseline(two_seeds, add, folder):
+    add("estimator=full", "budget=1.0", "estimator.floor=0.5", "seed=2", best=0.98)
+    full, sampled = rows(folder)
+    assert (full["estimator"], full["n"]) == ("full", 3)
+    assert sampled["peak_bytes_full_ratio"] == 2.0
+
+
+def test_only_what_completed_counts(add, folder):
+    add(best=0.5)
+    for seed, status in enumerate(("failed", "interrupted", "out_of_memory"), 1):
+        add(f"seed={seed}", best=0.9, status=status)
+    (row,) = rows(folder)
+    assert (row["n"], row["best"]) == (1, 0.5)
+
+
+def test_files(two_seeds, folder, tmp_path):
+    output = tmp_path / "tables" / "runs"
+    text = write_tables(folder, output)
+    markdown = output.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+    assert len(markdown) == 4
+    assert markdown[0].split("|")[1].strip() == "task"
+    cells = [cell.strip() for cell in markdown[3].split("|")[1:-1]]
+    assert cells == text.iloc[1].tolist()
+    table = pd.read_csv(output.with_suffix(".csv"))
+    assert table["best"].tolist() == pytest.approx([0.92, 0.85])
+    assert table["n"].tolist() == [2, 2]
+
+
+def test_settings_are_told_apart_in_the_file(add, folder, tmp_path):
+    add()
+    add("training.learning_rate=0.5")
+    write_tables(folder, tmp_path / "t")
+    assert pd.read_csv(tmp_path / "t.csv")["settings"].nunique() == 2
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_folder_without_completed_record(others, add, folder):
+    for seed in range(others):
+        add(f"seed={seed}", status="failed")
+    with pytest.raises(UserError, match=rf"no completed record \({others} others\); make some"):
+        load_runs(folder)
+
+
+def test_command(two_seeds, folder, tmp_path, capsys):
+    assert tables.main([str(folder), "--output", str(tmp_path / "t")]) == 0
+    out = capsys.readouterr().out
+    assert "wtacrs@0.3" in out
+    assert "85.0 ± 7.1" in out
+    assert f"{tmp_path / 't.md'} and .csv" in out
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_command_fails_with_one_line(broken, folder, tmp_path, capsys):
+    if broken:
+        (folder / "a.json").write_text("{")
+    assert tables.main([str(folder), "--output", str(tmp_path / "t")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "t.md").exists()
+
+
+def test_splice(two_seeds, folder, tmp_path):
+    document = tmp_path / "README.md"
+    document.write_text("above\n<!-- begin t -->\nold\n<!-- end t -->\nbelow\n")
+    command = [str(folder), "--output", str(tmp_path / "t"), "--splice", str(document)]
+    assert tables.main(command) == 0
+    table = (tmp_path / "t.md").read_text()
+    spliced = f"above\n<!-- begin t -->\n{table}<!-- end t -->\nbelow\n"
+    assert document.read_text() == spliced
+    assert tables.main(command) == 0
+    assert document.read_text() == spliced
+
+
+def test_splice_needs_its_marks(tmp_path):
+    document = tmp_path / "README.md"
+    document.write_text("<!-- begin t -->\n")
+    with pytest.raises(UserError, match="has no lines <!-- begin t --> and <!-- end t -->"):
+        splice(document, "table\n", "t")
+    assert document.read_text() == "<!-- begin t -->\n"
+
+
+def test_records_by_hand_are_like_those_of_runs(make_record, make_resolved):
+    assert make_record().config == OmegaConf.to_container(make_resolved())

@@ -1,0 +1,204 @@
+"""The group ``memory``: presets train, are told apart, and leave the names of earlier records."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from experiments.errors import UserError
+from experiments.records.record import config_hash, record_path
+from experiments.run import runner
+from experiments.run.memory import save_memory
+from wtacrs import PRESETS
+from wtacrs.integrations.checkpointing import checkpoints
+
+ON_CPU = tuple(name for name in PRESETS if name != "checkpoint_offload")
+
+
+@pytest.fixture
+def hash_of(make_resolved):
+    return lambda *overrides: config_hash(OmegaConf.to_container(make_resolved(*overrides)))
+
+
+@pytest.fixture
+def prepared(make_resolved):
+    """Factory: the model and the handle of a run with these overrides."""
+    return lambda *overrides: runner.prepare(make_resolved(*overrides))[2:]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_null_is_what_the_preset_has(preset, make_config, prepared, monkeypatch):
+    shipped = make_config(f"memory={preset}").memory
+    assert {key: value for key, value in shipped.items() if value is not None} == {"name": preset}
+    applied = []
+    monkeypatch.setattr(
+        "experiments.run.memory.apply_", lambda _, memory, **__: applied.append(memory)
+    )
+    prepared(f"memory={preset}")
+    (memory,) = applied
+    assert memory == replace(PRESETS[preset], sampling=memory.sampling)
+    assert memory.samples == PRESETS[preset].samples
+
+
+def test_what_is_given_counts_and_the_rest_is_the_preset(make_resolved):
+    chosen = ("memory=lean", "memory.recompute=none", "memory.lossless=[norm]")
+    assert make_resolved(*chosen).memory == {
+        **{"name": "lean", "sample_linears": True, "lossless": ["norm"], "gelu": "exact"},
+        **{"attention": "recompute", "recompute": "none"},
+    }
+    nothing = make_resolved("memory=lean", "memory.lossless=[]", "memory.attention=default")
+    assert (nothing.memory.lossless, nothing.memory.attention) == ([], "default")
+
+
+@pytest.mark.parametrize("preset", ON_CPU)
+def test_preset_trains(make_config, preset):
+    record = runner.run(make_config(f"memory={preset}", "estimator=wtacrs"))
+    assert record.status == "completed"
+    sampled = preset not in ("plain", "checkpoint")
+    assert record.config["estimator"]["name"] == ("wtacrs" if sampled else "full")
+    assert (record.sampling["layers"] > 0) == sampled
+    assert record.config["memory"]["name"] == preset
+
+
+def test_presets_save_less_and_less(make_config):
+    saved = {
+        preset: runner.run(make_config(f"memory={preset}")).memory["saved_bytes"]
+        for preset in ON_CPU
+    }
+    assert sorted(saved, key=saved.get) == [
+        *("leanest", "checkpoint", "lean", "paper", "linear", "plain"),
+    ]
+
+
+def test_exact_presets_train_as_the_plain_model(make_config):
+    plain = runner.run(make_config("memory=plain", "memory.attention=eager"))
+    for preset in ("lean", "leanest", "checkpoint"):
+        record = runner.run(make_config(f"memory={preset}", "estimator=wtacrs", "budget=1.0"))
+        loss = record.metrics["train_loss"]
+        assert loss == pytest.approx(plain.metrics["train_loss"], abs=1e-5), preset
+
+
+@pytest.mark.parametrize(
+    ("preset", "early", "late"),
+    [  # of two blocks, each of q, k, v, o and two of the feed-forward sublayer
+        ("linear", 12, 0),
+        ("paper", 4, 8),  # late: those whose input is the output of a norm, which is kept anyway
+        ("lean", 2, 10),  # early: those that read what is neither recomputed nor kept anyway
+        ("leanest", 0, 12),
+    ],
+)
+def test_record_says_when_layers_pick(preset, early, late, make_config):
+    sampling = runner.run(make_config(f"memory={preset}")).sampling
+    assert (sampling["early"], sampling["late"], sampling["layers"]) == (early, late, 12)
+    kept = sampling["rows_kept_fraction"]
+    assert kept == (pytest.approx(0.3, abs=0.01) if early else None)
+
+
+def test_checkpoint_is_the_switch_of_transformers(prepared):
+    model, handle = prepared("memory=checkpoint")
+    assert checkpoints(model)
+    assert handle.sampler is None
+    handle.undo()
+    assert not checkpoints(model)
+    for other in ("plain", "lean", "leanest"):
+        model, _ = prepared(f"memory={other}")
+        assert not checkpoints(model), other
+
+
+def test_checkpoint_beside_sampling(make_config):
+    """Not what the preset is for, but what its keys say; such layers keep their first pick."""
+    chosen = ("memory=checkpoint", "memory.sample_linears=true", "estimator=wtacrs")
+    record = runner.run(make_config(*chosen))
+    assert record.config["estimator"]["name"] == "wtacrs"
+    assert (record.sampling["early"], record.sampling["late"]) == (12, 0)
+
+
+def test_offloading_needs_an_accelerator(make_config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(runner.RunError, match=r"memory=checkpoint_offload: .* needs an acc"):
+        runner.run(make_config("memory=checkpoint_offload"))
+
+
+@pytest.mark.parametrize("preset", ["leanest", "lean"])
+def test_resumed_run_rounds_on(preset, make_config, monkeypatch, tmp_path):
+    """A cut-off run whose layers pick late, and whose derivatives are rounded at random."""
+    chosen = (f"memory={preset}", "memory.gelu=rounded", "training.checkpoint_steps=2")
+    whole = runner.run(make_config(*chosen))
+    folder = "results_dir=" + str(tmp_path / "again")
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.run.training.describe_metrics", cut)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(OmegaConf.merge(make_config(*chosen), OmegaConf.from_dotlist([folder])))
+    resumed = runner.run(OmegaConf.merge(make_config(*chosen), OmegaConf.from_dotlist([folder])))
+    assert resumed.metrics == whole.metrics
+
+
+def test_records_made_before_the_group_keep_their_names(make_resolved, hash_of):
+    config = OmegaConf.to_container(make_resolved("memory=linear"))
+    before = {key: value for key, value in config.items() if key != "memory"}
+    assert record_path(config) == record_path(before)
+    assert hash_of("memory=plain") == hash_of("estimator=full")
+    assert hash_of("memory=lean") != hash_of("memory=linear")
+    assert hash_of("memory=lean", "memory.recompute=none") != hash_of("memory=lean")
+
+
+def test_name_of_a_record_says_the_preset(make_resolved):
+    config = OmegaConf.to_container(make_resolved("memory=lean", "estimator=crs"))
+    assert record_path(config).name.startswith("digits-digits_tiny-full-crs-lean-b0.3-s0-")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("memory.attention=flash", "recompute, sampled"),
+        ("memory.recompute=blocks", "none, attention, block, checkpoint, checkpoint_offload"),
+        ("memory.recompute=[block]", "none, attention, block"),
+        ("memory.name=mine", "'mine' is unknown; choose plain, linear, paper, lean, leanest"),
+        ("memory.gelu=8bit", "exact, rounded"),
+        ("memory.lossless=[norms]", "norm, dropout, relu"),
+        ("memory.lossless=norm", "list"),
+        ("memory.sample_linears=1", "true or false"),
+    ],
+)
+def test_unknown_value(make_config, override, message, tmp_path):
+    with pytest.raises(runner.RunError, match=message):
+        runner.run(make_config(override))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sampled_attention_needs_an_estimator(make_config):
+    with pytest.raises(runner.RunError, match="not full"):
+        runner.run(make_config("memory=paper", "estimator=full"))
+
+
+def test_model_without_such_layers(make_resolved):
+    chosen = make_resolved("memory=lean", "memory.attention=default")
+    with pytest.raises(UserError, match=r"memory=lean.*norm, dropout, relu"):
+        save_memory(nn.Sequential(nn.Linear(2, 2)), chosen, 1, 1)
+    chosen = make_resolved("memory=lean", "memory.recompute=none")
+    with pytest.raises(UserError, match=r"memory=lean.*needs a transformers model"):
+        save_memory(nn.Sequential(nn.Linear(2, 2)), chosen, 1, 1)
+
+
+def test_checkpointing_that_is_on_already(make_resolved):
+    model = BertForSequenceClassification(BertConfig(num_hidden_layers=1))
+    model.bert.encoder.gradient_checkpointing = True  # what the Trainer's flag sets
+    with pytest.raises(UserError, match="gradient checkpointing enabled already"):
+        save_memory(model, make_resolved("memory=leanest"), 1, 1)
+
+
+def test_sampled_attention_needs_a_sampled_layer_in_each(make_config):
+    with pytest.raises(runner.RunError, match=r"attention\.self has no sampled one"):
+        runner.run(make_config("memory=paper", "estimator.include=['*.output.dense']"))
+
+
+def test_linear_with_something_else_stays_linear(make_resolved):
+    config = make_resolved("estimator=full", "memory=linear", "memory.recompute=block")
+    assert config.memory.name == "linear"

@@ -1,0 +1,250 @@
+"""Models from scratch, from a package, from a folder; and the refusals, with their remedies."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers import (
+    BertForSequenceClassification,
+    BertModel,
+    MPNetForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from experiments.errors import UserError
+from experiments.run.models import ModelError, load_model, load_tokenizer, new_model
+
+PARAMETERS = {  # as published; an encoder's with a head for two classes
+    "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
+    "t5_large": 737_668_096,
+    "t5_3b": 2_851_598_336,
+    "bert_base": 109_482_240 + 2 * 769,
+    "bert_large": 335_141_888 + 2 * 1025,
+    "minilm": 22_713_216 + 2 * 385,
+    "mpnet_base": 109_486_464 + 2 * 769,  # the published pooler is as large as the head's dense
+    "digits_tiny": 109_698,
+}
+
+
+@pytest.fixture
+def model_config(make_config):
+    return lambda *overrides: make_config(*overrides).model
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_from_scratch(regression, model_config):
+    config = model_config("model=digits_tiny")
+    labels = 1 if regression else 10
+    model = load_model(config, labels, regression)
+    assert type(model) is BertForSequenceClassification
+    assert (model.config.num_labels, model.classifier.out_features) == (labels, labels)
+    assert (model.config.hidden_size, model.config.num_hidden_layers) == (64, 2)
+    problem = "regression" if regression else "single_label_classification"
+    assert model.config.problem_type == problem
+    assert load_tokenizer(config) is None
+
+
+def test_weights_come_from_the_global_seed(model_config):
+    config = model_config("model=digits_tiny")
+    first, again, other = (
+        torch.manual_seed(seed) and load_model(config, 2, False).classifier.weight
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_from_the_package(model_config):
+    config = model_config("model=minilm")
+    model, tokenizer = load_model(config, 3, False), load_tokenizer(config)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (6, 384)
+    assert 22e6 < model.num_parameters() < 23e6
+    assert tokenizer("a word")["input_ids"][0] == tokenizer.cls_token_id
+    again = load_model(config, 3, False)  # the encoder is trained, the head is new
+    same = {name: torch.equal(p, again.get_parameter(name)) for name, p in model.named_parameters()}
+    assert [name for name, equal in same.items() if not equal] == ["classifier.weight"]
+
+
+def test_from_a_folder(model_config, saved_model):
+    config = model_config("model=bert_base", f"model.path={saved_model}")
+    model = load_model(config, 2, False)
+    assert model.config.hidden_size == 16
+    assert {p.dtype for p in model.parameters()} == {torch.float32}  # though saved in bf16
+    assert load_tokenizer(config)("a word")["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["minilm", "bert_base"])
+def test_any_folder_is_a_source(name, model_config, saved_model, monkeypatch):
+    """By its path, ~ is the home; a new model has its sizes; no hub is asked."""
+    monkeypatch.setenv("HOME", str(saved_model.parent))
+    config = model_config(
+        f"model={name}", "model.source=folder", f"model.path=~/{saved_model.name}"
+    )
+    model, saved = load_model(config, 2, False), BertModel.from_pretrained(saved_model)
+    assert type(model) is BertForSequenceClassification
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    weight = "embeddings.word_embeddings.weight"
+    assert torch.equal(model.bert.get_parameter(weight), saved.get_parameter(weight).float())
+    assert load_tokenizer(config)("a word")["input_ids"]
+    with FakeTensorMode():
+        assert new_model(config).config.hidden_size == 16
+
+
+FOLDER_PARTS = {
+    "config.json": "config.json",
+    "weights": "model.safetensors",
+    "a tokenizer": "tokenizer.json",
+}
+LOAD = [load_tokenizer, lambda config: load_model(config, 2, False)]
+
+
+@pytest.mark.parametrize("load", LOAD)
+@pytest.mark.parametrize("part", FOLDER_PARTS)
+def test_folder_that_lacks_a_part(load, part, model_config, saved_model, tmp_path):
+    folder = shutil.copytree(saved_model, tmp_path / "copy")
+    (folder / FOLDER_PARTS[part]).unlink()
+    config = model_config("model=minilm", "model.source=folder", f"model.path={folder}")
+    there = "(?=.*model.safetensors)" if part != "weights" else "(?=.*config.json)"
+    message = rf"{folder} lacks {part} \({there}.*\); give model.path=FOLDER, .*save_pretrained"
+    with pytest.raises(ModelError, match=message):
+        load(config)
+    if part != "config.json":  # sizes need no more
+        new_model(config)
+
+
+@pytest.mark.parametrize("load", LOAD)
+def test_folder_that_is_not_there(load, model_config, monkeypatch):
+    config = model_config("model=minilm", "model.source=folder", "model.path=/nowhere")
+    with pytest.raises(ModelError, match=r"/nowhere is no folder; give model\.path=FOLDER"):
+        load(config)
+    monkeypatch.setenv("WTACRS_MODELS", "/nowhere")
+    with pytest.raises(ModelError, match="/nowhere/mpnet_base is no folder; make models"):
+        load(model_config("model=mpnet_base"))
+
+
+@pytest.mark.parametrize(
+    ("file", "load"), [("model.safetensors", LOAD[1]), ("tokenizer.json", LOAD[0])]
+)
+def test_damaged_folder(file, load, model_config, saved_model, tmp_path):
+    folder = shutil.copytree(saved_model, tmp_path / "copy")
+    (folder / file).write_bytes((folder / file).read_bytes()[:1000])
+    config = model_config("model=minilm", "model.source=folder", f"model.path={folder}")
+    with pytest.raises(ModelError, match=rf"{folder} is damaged \(.*\); give model.path=FOLDER"):
+        load(config)
+
+
+@pytest.mark.skipif("WTACRS_MODELS" not in os.environ, reason="needs WTACRS_MODELS and make models")
+def test_mpnet_is_what_its_config_says(model_config):
+    config = model_config("model=mpnet_base")
+    model, again = load_model(config, 3, False), load_model(config, 3, False)
+    same = {name: torch.equal(p, again.get_parameter(name)) for name, p in model.named_parameters()}
+    new = [name for name, equal in same.items() if not equal]
+    assert new == ["classifier.dense.weight", "classifier.out_proj.weight"]
+    for name, value in config.architecture.items():
+        assert getattr(model.config, name) == value
+    tokenizer = load_tokenizer(config)
+    assert (len(tokenizer), tokenizer.pad_token_id) == (30527, 1)
+    assert tokenizer("a word")["input_ids"] == [0, 1041, 2777, 2]
+
+
+@pytest.mark.parametrize("load", LOAD)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=minilm", "model.source=cloud"], "'cloud' is unknown; choose hub, package, folder"),
+        (["model=minilm", "model.path=no_such_package"], "; pip install no-such-package"),
+        (["model=bert_base"], r"model=minilm .* model.path=FOLDER .* experiment=demo"),
+        (["model=bert_base", "model.path=/nowhere"], "'/nowhere' cannot be had from the hub"),
+    ],
+)
+def test_model_that_cannot_be_had(load, overrides, message, model_config):
+    with pytest.raises(ModelError, match=message) as error:
+        load(model_config(*overrides))
+    assert isinstance(error.value, UserError)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_told_while_loading(model_config, saved_model, capfd):
+    load_model(model_config("model=bert_base", f"model.path={saved_model}"), 2, False)
+    load_model(model_config("model=digits_tiny"), 2, False).save_pretrained(saved_model / "again")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_t5_from_a_folder(model_config, tmp_path):
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    saved = T5ForConditionalGeneration(T5Config(vocab_size=32, decoder_start_token_id=0, **sizes))
+    saved.bfloat16().save_pretrained(tmp_path)
+    model = load_model(model_config("model=t5_small", f"model.path={tmp_path}"), 3, False)
+    assert type(model) is T5ForConditionalGeneration
+    assert torch.equal(model.shared.weight, saved.shared.weight.float())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not model.config.use_cache
+    assert not model.decoder.config.use_cache
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_new_model_has_the_published_size(name, model_config, monkeypatch):
+    monkeypatch.setenv("WTACRS_MODELS", "/nowhere")
+    with FakeTensorMode():
+        model = new_model(model_config(f"model={name}"))
+    assert all(isinstance(parameter.data, FakeTensor) for parameter in model.parameters())
+    assert model.num_parameters() == PARAMETERS[name]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    if name.startswith("t5"):
+        assert type(model) is T5ForConditionalGeneration
+        assert not model.config.use_cache
+        assert not model.decoder.config.use_cache
+        assert model.lm_head.weight is model.shared.weight
+    else:
+        mpnet = name == "mpnet_base"
+        assert type(model) is (
+            MPNetForSequenceClassification if mpnet else BertForSequenceClassification
+        )
+        assert model.config.num_labels == 2
+
+
+def test_new_t5_3b_takes_a_fake_training_step(model_config):
+    with FakeTensorMode():
+        model = new_model(model_config("model=t5_3b")).train()
+        ids = torch.ones(2, 16, dtype=torch.long)
+        model(input_ids=ids, attention_mask=ids, labels=ids).loss.backward()
+        assert model.shared.weight.grad.shape == (32128, 1024)
+
+
+def test_new_model_is_random_and_real(model_config):
+    config = model_config("model=minilm")
+    torch.manual_seed(0)
+    first, second, trained = new_model(config), new_model(config), load_model(config, 2, False)
+    weights = [m.bert.encoder.layer[0].output.dense.weight.data for m in (first, second, trained)]
+    assert not torch.equal(weights[0], weights[1])
+    assert weights[0].std() == pytest.approx(0.02, rel=0.02)
+    assert weights[2].std() != pytest.approx(0.02, rel=0.02)
+    assert [*first.state_dict()] == [*trained.state_dict()]
+
+
+def test_sizes_of_a_new_model(model_config, saved_model):
+    """Those of a folder are in its config.json; those of the config can be overridden."""
+    folder = model_config("model=bert_base", f"model.path={saved_model}")
+    smaller = {**model_config("model=bert_base"), "config": {"num_hidden_layers": 1}}
+    with FakeTensorMode():
+        assert new_model(folder).config.hidden_size == 16
+        assert new_model(OmegaConf.create(smaller)).config.num_hidden_layers == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=minilm", "model.source=cloud"], "'cloud' is unknown; choose hub, package, folder"),
+        (["model=minilm", "model.path=no_such_package"], "; pip install no-such-package"),
+        (["model=minilm", "model.source=hub"], "model=minilm has no sizes; give model.architectu"),
+    ],
+)
+def test_new_model_that_cannot_be_had(overrides, message, model_config):
+    with pytest.raises(ModelError, match=message):
+        new_model(model_config(*overrides))

@@ -1,0 +1,165 @@
+"""``python run.py`` as a user meets it: exit status, messages, sweeps, what it does not touch."""
+
+import json
+import logging
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+
+RUN = Path(__file__).parents[3] / "run.py"
+# Hydra opens a log file for each run and leaves closing it to the end of the process.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, tiny_overrides, capfd):
+    """Runs run.py with these arguments in this process; returns exit status, stdout, stderr."""
+    root = logging.getLogger()
+    handlers, level = root.handlers.copy(), root.level
+    monkeypatch.chdir(tmp_path)  # Hydra's own files go below the working directory
+
+    def run(*arguments, tiny=True):
+        given = [*(tiny_overrides if tiny else ()), "results_dir=runs", *arguments]
+        given.sort(key=lambda argument: not argument.startswith("-"))
+        monkeypatch.setattr(sys, "argv", ["run.py", *given])
+        try:
+            runpy.run_path(str(RUN), run_name="__main__")
+            status = 0
+        except SystemExit as done:
+            status = done.code
+        return status, *capfd.readouterr()
+
+    yield run
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture
+def records(tmp_path):
+    return lambda: [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]
+
+
+def test_run_touches_no_network_and_no_tracker(command, records, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("reached out")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails
+    status, out, _ = command()
+    assert status == 0
+    (record,) = records()
+    assert record["status"] == "completed"
+    assert out.startswith("digits · digits_tiny · full · wtacrs@0.3, seed 0\n")
+
+
+@pytest.mark.slow
+def test_run_in_a_process_of_its_own(tmp_path, tiny_overrides):
+    given = [*tiny_overrides, "results_dir=runs"]
+    done = subprocess.run(
+        [sys.executable, str(RUN), *given], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (path,) = (tmp_path / "runs").iterdir()
+    assert done.stdout.splitlines()[-1] == f"runs/{path.name}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["budget=0"], ["budget=0 ", "(0, 1]"]),
+        (["budget=1.5"], ["budget=1.5 ", "(0, 1]"]),
+        (["estimator.name=best"], ["'best' is unknown", "uniform, crs, deterministic, wtacrs"]),
+        (["estimator=best"], ["'estimator/best'", "crs", "deterministic", "full", "wtacrs"]),
+        (["task=chess"], ["'task/chess'", "cola", "digits", "mnli", "sst2"]),
+        (["model=gpt9"], ["'model/gpt9'", "bert_base", "digits_tiny", "minilm"]),
+        (
+            ["estimator.include=[nothing*]"],
+            ["no linear layer matches", "bert.encoder.layer.0.output.dense: not included"],
+        ),
+        (["results_dir=file/runs"], ["results_dir=file/runs cannot be written"]),
+        (["plugins=[no_such]"], ["module 'no_such' cannot be imported"]),
+    ],
+)
+def test_bad_input_is_one_clear_message(arguments, parts, command, tmp_path):
+    (tmp_path / "file").touch()
+    groups = ("estimator=", "task=", "model=")
+    status, out, error = command(*arguments, tiny=not arguments[0].startswith(groups))
+    assert status == 1
+    assert [part for part in parts if part not in error] == []
+    assert "Traceback" not in out + error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (
+            ["model=minilm", "task.data_dir=/nowhere"],
+            ["task.data_dir='/nowhere' (or GLUE_DIR) is not a folder", "leave it null"],
+        ),
+        (["model=minilm", "task.data_dir=glue"], ["glue/SST-2 is missing", "holds: nothing"]),
+        (["model=minilm"], ["the hub", "task.data_dir=", "GLUE_DIR", "experiment=demo"]),
+        ([], ["the hub", "model=minilm", "model.path=FOLDER", "experiment=demo"]),
+    ],
+)
+def test_data_or_model_that_cannot_be_had(arguments, parts, command, records, tmp_path):
+    (tmp_path / "glue").mkdir()
+    status, out, error = command(*arguments, tiny=False)
+    assert status == 1
+    assert [part for part in parts if part not in error] == []
+    assert "Traceback" not in out + error
+    (record,) = records()
+    assert record["status"] == "failed"
+    assert record["error"]["message"] in error
+
+
+def test_broken_record_is_left_alone(command, tmp_path):
+    assert command("measure.memory=false")[0] == 0
+    (path,) = (tmp_path / "runs").iterdir()
+    path.write_text("{")
+    status, _, error = command("measure.memory=false")
+    assert (status, path.read_text()) == (1, "{")
+    assert f"runs/{path.name} is not a valid record" in error
+    assert "overwrite=true" in error
+    assert "Traceback" not in error
+
+
+def test_sweep_goes_on_after_a_failure(command, records):
+    sweep = ("-m", "budget=0.1,1.5,0.2", "training.max_steps=1", "measure.memory=false")
+    status, out, error = command(*sweep)
+    assert status == 1
+    assert sorted(record["config"]["budget"] for record in records()) == [0.1, 0.2]
+    assert error.startswith("error: budget=1.5 is ")
+    status, out, _ = command(*sweep[:1], "budget=0.1,0.2", *sweep[2:])
+    assert status == 0
+    assert out.count("skipped, completed before") == 2
+
+
+def test_each_run_of_a_sweep_is_a_run_of_wandb(command, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for name in ("WANDB_MODE", "WANDB_PROJECT"):  # undone at the end, since run.py sets them
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    sweep = ("-m", "logging=wandb", "seed=0,1", "training.max_steps=1", "measure.memory=false")
+    assert command(*sweep)[0] == 0
+    assert os.environ["WANDB_MODE"] == "offline"
+    runs = list((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(runs) == 2
+    assert all(list(run.glob("*.wandb")) for run in runs)
+
+
+def test_wandb_that_is_not_installed(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    status, _, error = command("logging=wandb")
+    assert status == 1
+    assert "pip install wandb, or logging=none" in error
+    assert "Traceback" not in error

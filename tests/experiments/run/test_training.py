@@ -1,0 +1,226 @@
+"""Training: a resumed run is the same run; batches; the settings."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import Trainer
+
+from experiments.errors import UserError
+from experiments.records.record import RunRecord
+from experiments.run import checkpoints, measure, runner, training
+from experiments.run.training import longest_batch, pad_pixels, training_arguments
+
+# Three steps an epoch, two epochs; dropout draws from the global generator, wtacrs from its own.
+RESUMED = (
+    *("task.max_train_rows=24", "training.max_steps=-1", "training.epochs=2"),
+    *("model.config.hidden_dropout_prob=0.1", "measure.memory=false", "measure.warmup_steps=0"),
+)
+
+
+@pytest.fixture
+def train(make_resolved, monkeypatch, tmp_path):
+    """Trains, maybe cut off after a step; returns the record, each step's loss, the handle."""
+    losses, handles, cut = [], [], [None]
+    training_step, save = Trainer.training_step, runner.save_memory
+
+    def listen(*args, **kwargs):
+        loss = training_step(*args, **kwargs)
+        losses.append(loss.item())
+        return loss
+
+    class Cut(measure.StepTimer):
+        def on_step_end(self, args, state, control, **kwargs):
+            super().on_step_end(args, state, control, **kwargs)
+            if state.global_step == cut[0]:
+                raise KeyboardInterrupt
+
+        def on_train_end(self, args, state, control, **kwargs):
+            if cut[0] == "the end":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "training_step", listen)
+    monkeypatch.setattr(measure, "StepTimer", Cut)
+    monkeypatch.setattr(runner, "save_memory", lambda *a: handles.append(save(*a)) or handles[-1])
+
+    def run(*overrides, folder="checkpoints", cut_after=None):
+        cut[0] = cut_after
+        losses.clear()
+        config, record = make_resolved(*RESUMED, *overrides), RunRecord("failed", {})
+        try:
+            runner.carry_out(config, record, tmp_path / folder)
+        except KeyboardInterrupt:
+            assert record.metrics is None
+        return record, losses.copy(), handles[-1]
+
+    return run
+
+
+def flat(state):
+    """The leaves of nested dictionaries and tuples, tensors as lists."""
+    if isinstance(state, dict):
+        return [leaf for key in sorted(state) for leaf in (key, *flat(state[key]))]
+    if isinstance(state, (list, tuple)):
+        return [leaf for item in state for leaf in flat(item)]
+    return [state.tolist() if isinstance(state, torch.Tensor) else state]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "every", "cut_after", "from_step"),
+    [
+        ("wtacrs", 2, 4, 2),  # within the first epoch: the rest of the epoch has to follow
+        ("wtacrs", 3, 5, 3),  # at its end: the evaluation must not be lost
+        ("wtacrs", 2, 5, 4),  # within the second, where gradient norms per sample are used
+        ("full", 2, 5, 4),
+        ("wtacrs", 4, 3, 0),  # before the first checkpoint: from the start
+    ],
+)
+def test_resumed_run_is_the_same_run(estimator, every, cut_after, from_step, train, capsys):
+    chosen = (f"estimator={estimator}",)
+    whole, losses, handle = train(*chosen, folder="whole")
+    assert len(losses) == 6
+    chosen += (f"training.checkpoint_steps={every}",)
+    _, before, _ = train(*chosen, cut_after=cut_after)
+    assert before == losses[:cut_after]
+    resumed, after, resumed_handle = train(*chosen)
+    assert after == losses[from_step:]
+    assert resumed.metrics == whole.metrics
+    assert [epoch["epoch"] for epoch in resumed.metrics["per_epoch"]] == [1.0, 2.0]
+    assert resumed.throughput["steps_timed"] == 6 - from_step
+    assert (f"checkpoint-{from_step}\n" in capsys.readouterr().out) == (from_step > 0)
+    assert (handle.sampler is None) == (estimator == "full")
+    assert flat(resumed_handle.state_dict()) == flat(handle.state_dict())
+
+
+def test_resumed_run_has_the_probes_of_the_whole_run(train):
+    """One of before the checkpoint, one of between it and the end of the part, one of after it."""
+    chosen = ("measure=variance", "measure.probe_steps=[1,3,5]", "measure.budgets=[0.3]")
+    chosen += ("measure.methods=[crs,wtacrs]", "measure.sources=[none,auto]")
+    chosen += ("training.checkpoint_steps=2",)
+    whole, _, _ = train(*chosen, folder="whole")
+    assert [probe["step"] for probe in whole.variance["probes"]] == [1, 3, 5]
+    train(*chosen, cut_after=5)
+    resumed, after, _ = train(*chosen)
+    assert len(after) == 2  # it went on from step 4
+    assert resumed.variance == whole.variance
+
+
+def test_checkpoint_of_another_version(train, tmp_path):
+    train("training.checkpoint_steps=2", cut_after=3)
+    file = tmp_path / "checkpoints" / "checkpoint-2" / checkpoints.STATE_FILE
+    torch.save({"losses": torch.ones(2), "sampler": {}}, file)
+    with pytest.raises(UserError, match=r"holds losses, sampler, .* needs facts, memory: .*overw"):
+        train("training.checkpoint_steps=2")
+    train("training.checkpoint_steps=2", "overwrite=true")
+
+
+def test_run_cut_off_after_its_last_step(train):
+    four = ("training.max_steps=4", "training.checkpoint_steps=2")
+    whole, losses, _ = train(*four, folder="whole")
+    train(*four, cut_after="the end")
+    resumed, after, _ = train(*four)  # the Trainer would train on from a checkpoint of step 4
+    assert after == losses[2:]
+    assert resumed.metrics == whole.metrics
+
+
+def test_unfinished_checkpoint_is_passed_over(train, tmp_path):
+    _, losses, _ = train("training.checkpoint_steps=2", cut_after=3)
+    folder = tmp_path / "checkpoints"
+    (folder / "checkpoint-10").mkdir()  # cut off while it was written
+    assert train("training.checkpoint_steps=2", cut_after=3)[1] == losses[2:]
+    (folder / "checkpoint-2" / checkpoints.STATE_FILE).unlink()
+    assert train("training.checkpoint_steps=2")[1][:3] == losses
+
+
+def test_last_checkpoint(tmp_path):
+    assert checkpoints.keep_last_checkpoint(tmp_path / "nowhere") is None
+    for step in (8, 10, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (8, 10):
+        (tmp_path / f"checkpoint-{step}" / checkpoints.STATE_FILE).touch()
+    assert checkpoints.keep_last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+def test_checkpoints_go_when_the_run_is_done(train, tmp_path):
+    train("training.checkpoint_steps=2", cut_after=3)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
+    train("training.checkpoint_steps=2", "overwrite=true", cut_after=1)  # starts from the start
+    assert not (tmp_path / "checkpoints").exists() or not any((tmp_path / "checkpoints").iterdir())
+    train("training.checkpoint_steps=2")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_pad_pixels():
+    rows = [
+        {"input_ids": [3, 4, 5], "attention_mask": [1, 1, 1], "labels": 1, "sample_ids": 8},
+        {"input_ids": [6], "attention_mask": [1], "labels": 0, "sample_ids": 2},
+    ]
+    batch = {key: value.tolist() for key, value in pad_pixels(rows).items()}
+    assert batch == {
+        "input_ids": [[3, 4, 5], [6, 0, 0]],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
+        "labels": [1, 0],
+        "sample_ids": [8, 2],
+    }
+
+
+def test_longest_batch():
+    data = Dataset.from_dict({"input_ids": [[1], [1, 2, 3], [1, 2], [4, 5, 6]]})
+    assert [row["input_ids"] for row in longest_batch(data, 3)] == [[1, 2, 3], [4, 5, 6], [1, 2]]
+    assert len(longest_batch(data, 9)) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "value"),
+    [
+        ("training.epochs=7", "num_train_epochs", 7),
+        ("training.max_steps=9", "max_steps", 9),
+        ("training.batch_size=5", "per_device_train_batch_size", 5),
+        ("training.eval_batch_size=6", "per_device_eval_batch_size", 6),
+        ("training.learning_rate=0.5", "learning_rate", 0.5),
+        ("training.weight_decay=0.25", "weight_decay", 0.25),
+        ("training.warmup_ratio=0.2", "warmup_steps", 0.2),
+        ("training.max_grad_norm=3", "max_grad_norm", 3),
+        ("training.precision=bf16", "bf16", True),
+        ("training.device=cpu", "use_cpu", True),
+        ("training.checkpoint_steps=3", "save_steps", 3),
+        ("training.checkpoint_steps=0", "save_strategy", "no"),
+        ("seed=5", "seed", 5),
+        ("seed=5", "data_seed", 5),
+        ("logging=none", "report_to", []),
+    ],
+)
+def test_training_arguments(override, name, value, make_resolved, tmp_path):
+    assert getattr(training_arguments(make_resolved(override), tmp_path), name) == value
+
+
+def test_warmup_is_a_share_of_the_steps(make_resolved, tmp_path):
+    config = make_resolved("training.warmup_ratio=0.25")
+    assert training_arguments(config, tmp_path).get_warmup_steps(100) == 25
+
+
+def test_metrics_need_an_evaluation(make_resolved):
+    trainer = SimpleNamespace(state=SimpleNamespace(log_history=[{"loss": 1.0, "step": 1}]))
+    with pytest.raises(ValueError, match="ended before any evaluation"):
+        training.describe_metrics(make_resolved(), trainer, 1.0)
+
+
+def test_metrics_from_the_log(make_resolved):
+    log = [
+        {"step": 2, "epoch": 1.0, "loss": 9.0},
+        {"step": 2, "epoch": 1.0, "eval_validation_accuracy": 0.9, "eval_validation_runtime": 1},
+        {"step": 2, "epoch": 1.0, "eval_validation_mismatched_accuracy": 0.7},
+        {"step": 4, "epoch": 2.0, "eval_validation_accuracy": 0.8},
+        {"step": 4, "epoch": 2.0, "train_loss": 5.0},
+    ]
+    trainer = SimpleNamespace(state=SimpleNamespace(log_history=log))
+    assert training.describe_metrics(make_resolved(), trainer, 1.5) == {
+        **{"main": "accuracy", "best": 0.9, "best_epoch": 1.0, "last": 0.8, "train_loss": 1.5},
+        **{"held_out": None, "loss_curve": {"step": [2], "loss": [9.0]}},
+        "per_epoch": [
+            {"epoch": 1.0, "step": 2, "accuracy": 0.9, "mismatched_accuracy": 0.7},
+            {"epoch": 2.0, "step": 4, "accuracy": 0.8},
+        ],
+    }
