@@ -6,7 +6,7 @@ DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench table figure-variance ablation centred exact table2 figure-memory \
-	figure-batch models test check format
+	figure-batch deep-narrow models test check format
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ ablation: $(STAMP) ## accuracy against budget (GLUE_DIR; hours; SEEDS=0,1,2 BUDG
 exact: $(STAMP) ## losses of the presets at budget 1 against plain's; error of dW picked late (GLUE_DIR)
 	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.exactness
 	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.late_error
+
+deep-narrow: $(STAMP) ## peak and operations of 24 layers of width 128, by torch's profiler (a minute)
+	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.deep_narrow
 
 centred: $(STAMP) ## scores of pps, centred and late too, beside full and wtacrs on CoLA (GLUE_DIR; hours)
 	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=full

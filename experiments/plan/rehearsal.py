@@ -121,6 +121,18 @@ def _adamw_with_state(model: nn.Module) -> torch.optim.AdamW:
     return optimizer
 
 
+aten = torch.ops.aten
+FORMULAS = {
+    **flop_registry,  # which lacks the CPU's fused attention
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        aten._scaled_dot_product_flash_attention
+    ],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+
+
 class Operations(TorchDispatchMode):
     """Counts the floating-point operations of matrix products and attention, as torch does.
 
@@ -137,7 +149,7 @@ class Operations(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        formula = flop_registry.get(func.overloadpacket)
+        formula = FORMULAS.get(func.overloadpacket)
         if formula is not None:
             self.total += formula(*args, **kwargs, out_val=out)
         return out
