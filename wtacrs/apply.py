@@ -12,17 +12,26 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wtacrs.attention.interface import attention_of, restore_attention, set_attention
+from wtacrs.attention.interface import (
+    attention_of,
+    check_sampled_attention,
+    restore_attention,
+    set_attention,
+)
 from wtacrs.config import PRESETS, MemoryConfig, preset
 from wtacrs.facts import FactsReader
-from wtacrs.integrations.checkpointing import checkpoint_, checkpoints, restore_checkpoint_
+from wtacrs.integrations.checkpointing import (
+    checkpoint_,
+    checkpoints,
+    embeddings_need_gradients,
+    restore_checkpoint_,
+)
 from wtacrs.layers import restore_layers_, rounding_of, save_less_
 from wtacrs.layers.chunks import chunk_feed_forward_, restore_feed_forward_
 from wtacrs.measure.step import StepMemory
 from wtacrs.recompute import recompute_, restore_forward_
 from wtacrs.report import Report, fake_step, sampled_share
 from wtacrs.sampling.batch import Mask
-from wtacrs.sampling.linear import SampledLinear
 from wtacrs.sampling.sampler import Sampler
 from wtacrs.swap import is_swapped, restore_linears_, sample_linears_
 
@@ -44,6 +53,7 @@ class Handle:
         self.swapped: dict[str, list[str]] = {}
         self.left: dict[str, list[str]] = {}
         self._attention_before = attention_of(model)
+        self._embeddings_needed_gradients = embeddings_need_gradients(model)
         self._done = False
 
     def start_batch(self, sample_ids: Tensor | None = None, mask: Mask | None = None) -> None:
@@ -113,7 +123,7 @@ class Handle:
         restore_linears_(model)
         restore_layers_(model)
         if self.config.recompute in ("checkpoint", "checkpoint_offload"):
-            restore_checkpoint_(model)
+            restore_checkpoint_(model, self._embeddings_needed_gradients)
         if attention_of(model) != self._attention_before:
             restore_attention(model, self._attention_before)
         for key, hook in [*model._forward_pre_hooks.items()]:
@@ -199,7 +209,8 @@ def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> No
             model, config.sampling, num_samples=num_samples, max_tokens=max_tokens
         )
         handle.swapped["sampled linear layers"] = handle.sampler.names
-        _check_sampled_attention(model, config)
+        if config.attention == "sampled":
+            check_sampled_attention(model)
     # After sampling: a layer whose forward was replaced would not be sampled any more.
     if config.recompute == "block" and (names := chunk_feed_forward_(model)):
         handle.swapped["chunked feed-forward"] = names
@@ -235,16 +246,3 @@ def _check_untouched(model: nn.Module, config: MemoryConfig) -> None:
             f"{config.recompute!r} is in its place; disable it (Trainer: "
             "gradient_checkpointing=False), or choose a preset that recomputes no block"
         )
-
-
-def _check_sampled_attention(model: nn.Module, config: MemoryConfig) -> None:
-    """Sampled attention draws with the sampler of the linear layers inside: there must be some."""
-    if config.attention != "sampled":
-        return
-    for name, module in model.named_modules():
-        attends = "Attention" in type(module).__name__ and hasattr(module, "is_causal")
-        if attends and not any(isinstance(layer, SampledLinear) for layer in module.modules()):
-            raise ValueError(
-                f"attention='sampled' draws with the sampler of linear layers inside, and {name} "
-                "has no sampled one; choose another attention, or sample a layer of each (include)"
-            )

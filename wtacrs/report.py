@@ -15,7 +15,7 @@ from wtacrs.measure.step import StepMemory, measure_step
 from wtacrs.measure.watch import pattern
 
 SHOWN = 4  # patterns of names in a line
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Report:
         if self.plain is not None and self.now is not None:
             for what in ("saved_bytes", "peak_bytes"):
                 before, after = getattr(self.plain, what), getattr(self.now, what)
-                text = f"{before / GIB:.3f} -> {after / GIB:.3f} GiB, {before / after:.2f}x"
+                unit, name = (GIB, "GiB") if before >= GIB else (MIB, "MiB")
+                text = f"{before / unit:.2f} -> {after / unit:.2f} {name}, {before / after:.2f}x"
                 lines.append(f"{what.replace('_', ' '):<28} {text}")
             if self.now.peak_bytes >= self.plain.peak_bytes:
                 hint = f"{self.better!r} would" if self.better else "no preset would"

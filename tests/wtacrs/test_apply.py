@@ -224,3 +224,13 @@ def test_attention_of_its_own_stays_and_is_reported():
     assert anatomy(model)[0] == before
     with pytest.raises(ValueError, match="AttentionInterface"):
         apply_(model, MemoryConfig(attention="recompute"))
+
+
+@quiet
+def test_undo_leaves_embeddings_that_need_gradients():
+    """As adapters do; the switch of checkpointing turns it on as well."""
+    model = tiny_bert()
+    model.enable_input_require_grads()
+    apply_(model, "checkpoint").undo()
+    assert model.bert.embeddings.word_embeddings(torch.tensor([1])).requires_grad
+    assert len(model.bert.embeddings.word_embeddings._forward_hooks) == 1

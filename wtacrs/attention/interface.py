@@ -110,3 +110,18 @@ def set_attention(model: Any, name: str) -> None:
             f"attention={name}: {type(model).__name__} stays with "
             f"{model.config._attn_implementation!r}; it does not use the AttentionInterface"
         )
+
+
+def check_sampled_attention(model: nn.Module) -> None:
+    """Sampled attention draws with the sampler of the linear layers inside: there must be some.
+
+    Raises:
+        ValueError: an attention without a sampled layer.
+    """
+    for name, module in model.named_modules():
+        attends = "Attention" in type(module).__name__ and hasattr(module, "is_causal")
+        if attends and not any(isinstance(layer, SampledLinear) for layer in module.modules()):
+            raise ValueError(
+                f"attention='sampled' draws with the sampler of linear layers inside, and {name} "
+                "has no sampled one; choose another attention, or sample a layer of each (include)"
+            )

@@ -13,6 +13,11 @@ def checkpoints(model: nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
+def embeddings_need_gradients(model: Any) -> bool:
+    """Whether ``enable_input_require_grads`` is on, which adapters need and checkpointing too."""
+    return bool(getattr(model, "_require_grads_hooks", None))
+
+
 def checkpoint_(model: Any, offload: bool) -> None:
     """Turn on transformers' own switch, not reentrant; with ``offload``, inputs go to the host.
 
@@ -24,6 +29,8 @@ def checkpoint_(model: Any, offload: bool) -> None:
     how = {"use_reentrant": False}
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise ValueError(f"{type(model).__name__} has no gradient checkpointing of its own")
+    if embeddings_need_gradients(model):
+        model.disable_input_require_grads()  # the switch would hook them twice
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(how, offload=offload)
     elif offload:
@@ -32,12 +39,14 @@ def checkpoint_(model: Any, offload: bool) -> None:
         model.gradient_checkpointing_enable(how)
 
 
-def restore_checkpoint_(model: Any) -> None:
-    """Turn transformers' own switch off, if it is on."""
+def restore_checkpoint_(model: Any, embeddings_needed_gradients: bool) -> None:
+    """Turn transformers' own switch off, if it is on, and what it turns on and leaves."""
     if not checkpoints(model):
         return
     if hasattr(model, "activation_checkpointing_disable"):
         model.activation_checkpointing_disable()
     else:
         model.gradient_checkpointing_disable()
-    model.disable_input_require_grads()  # which its switch turns on, and leaves
+    model.disable_input_require_grads()
+    if embeddings_needed_gradients:
+        model.enable_input_require_grads()
