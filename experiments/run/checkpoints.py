@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from experiments.run.training import BatchFacts
 from wtacrs import Handle
 
 STATE_FILE = "wtacrs_state.pt"
+MANIFEST = "complete.json"  # the last file of a checkpoint: sizes and sums of all others
 
 
 class Checkpoints(TrainerCallback):
@@ -72,16 +76,72 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = {name: owner.state_dict() for name, owner in self.owners.items()}
-        file = Path(args.output_dir, f"checkpoint-{state.global_step}", STATE_FILE)
-        torch.save(saved, file.with_suffix(".part"))
-        file.with_suffix(".part").replace(file)  # the last file of a checkpoint, and whole
+        path = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        torch.save(saved, path / STATE_FILE)
+        seal(path)
+        for older in sorted(path.parent.glob("checkpoint-*")):
+            if older != path:
+                remove(older)
+
+
+def seal(path: Path) -> None:
+    """Say of the checkpoint ``path`` that it is whole, once all of it has reached the disk."""
+    files = {file.name: _fingerprint(file) for file in sorted(path.iterdir())}
+    files.pop(MANIFEST, None)
+    for name in files:
+        _sync(path / name)
+    part = path / f"{MANIFEST}.part"
+    part.write_text(json.dumps(files, indent=2) + "\n")
+    _sync(part)
+    part.replace(path / MANIFEST)
+    _sync(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; one that this is cut off from removing is no whole one any more."""
+    (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path)
+
+
+def damage(path: Path) -> str | None:
+    """What of a sealed checkpoint is not as it was; None if nothing."""
+    try:
+        files = json.loads((path / MANIFEST).read_text())
+        for name, expected in files.items():
+            if not (path / name).exists():
+                return f"{name} is missing"
+            if _fingerprint(path / name) != expected:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{MANIFEST}: {error}"
+    return None
 
 
 def keep_last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in ``folder`` that was written to its end; the others are removed."""
-    whole = [file.parent for file in folder.glob(f"checkpoint-*/{STATE_FILE}")]
-    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-    for path in folder.glob("checkpoint-*"):
-        if path != last:
-            shutil.rmtree(path)  # or the Trainer, which keeps one, might take it for the newest
+    """The newest whole checkpoint in ``folder``. One that is damaged is set aside, with a word, and
+    those that are older or were not written to their end are removed."""
+    last = None
+    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        if last is not None or not (path / MANIFEST).exists():
+            remove(path)  # or the Trainer might take it for the newest
+        elif (why := damage(path)) is None:
+            last = path
+        else:
+            aside = path.rename(path.with_name(f"damaged-{path.name}"))
+            print(f"a damaged checkpoint is set aside: {aside} ({why})")
     return last
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -177,7 +177,7 @@ def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
         print(f"resuming from {resume_from}")
     trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
 
-    record.metrics = training.describe_metrics(config, trainer, facts.mean_loss)
+    record.metrics = training.describe_metrics(config, trainer, facts)
     record.throughput = measure.describe_throughput(timer, facts)
     record.sampling = tuning.describe_sampling(sampler)
     if config.measure.memory:

@@ -29,6 +29,8 @@ from experiments.run.tasks import TaskData
 from experiments.run.text2text import is_text_to_text, text_to_text
 from wtacrs.facts import IGNORED
 
+CURVE_STEPS = 10  # of a point
+
 
 class BatchFacts:
     """Hooks of a model that count what training steps process.
@@ -42,6 +44,7 @@ class BatchFacts:
             target, where the answer is text).
         loss_sum, steps: of the losses, in float64, and how many they are; those before a
             resumption too.
+        curve: the mean loss of each ten steps, and the number of the last of them.
     """
 
     def __init__(self, model: PreTrainedModel, warmup_steps: int = 0) -> None:
@@ -50,6 +53,8 @@ class BatchFacts:
         self.tokens: Tensor | int = 0
         self.loss_sum: Tensor | float = 0.0
         self.steps = 0
+        self.curve: dict[str, list[float]] = {"step": [], "loss": []}
+        self._sum_before = 0.0  # of the point of the curve that comes next
         self._text_to_text = is_text_to_text(getattr(model, "config", None))
         model.register_forward_pre_hook(self, with_kwargs=True)
         model.register_forward_hook(self._after)
@@ -70,6 +75,11 @@ class BatchFacts:
             total = torch.as_tensor(self.loss_sum, dtype=torch.float64, device=loss.device)
             self.loss_sum = total.add_(loss)
             self.steps += 1
+            if self.steps % CURVE_STEPS == 0:
+                now = float(self.loss_sum)
+                self.curve["step"].append(self.steps)
+                self.curve["loss"].append((now - self._sum_before) / CURVE_STEPS)
+                self._sum_before = now
 
     @property
     def mean_loss(self) -> float:
@@ -77,12 +87,14 @@ class BatchFacts:
         return float(self.loss_sum) / self.steps
 
     def state_dict(self) -> dict[str, Any]:
-        """What the mean loss of the whole run needs; times, and so tokens, are of each part."""
-        return {"loss_sum": float(self.loss_sum), "steps": self.steps}
+        """What the losses of the whole run need; times, and so tokens, are of each part."""
+        losses = {"loss_sum": float(self.loss_sum), "steps": self.steps}
+        return {**losses, "curve": self.curve, "sum_before": self._sum_before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
         self.loss_sum, self.steps = state["loss_sum"], state["steps"]
+        self.curve, self._sum_before = state["curve"], state["sum_before"]
 
 
 def training_arguments(config: Any, folder: Path) -> TrainingArguments:
@@ -107,12 +119,11 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
         seed=config.seed,
         data_seed=config.seed,
         eval_strategy="epoch",
-        logging_strategy="steps",
-        logging_steps=10,  # of the loss curve
+        logging_strategy="epoch" if config.logging.name == "none" else "steps",
+        logging_steps=10,
         logging_nan_inf_filter=False,  # a loss that is not finite is not replaced by others
         save_strategy="steps" if steps > 0 else "no",
         save_steps=steps if steps > 0 else 500,
-        save_total_limit=1,
         report_to=[] if config.logging.name == "none" else [config.logging.name],
         run_name=folder.name,
         remove_unused_columns=False,  # sample_ids are ours; wtacrs takes them out
@@ -191,8 +202,8 @@ def longest_batch(data: Dataset, size: int) -> list[dict[str, Any]]:
     return [data[int(i)] for i in order]
 
 
-def describe_metrics(config: Any, trainer: Trainer, train_loss: float) -> dict[str, Any]:
-    """The section ``metrics`` of a record, from the Trainer's log.
+def describe_metrics(config: Any, trainer: Trainer, facts: BatchFacts) -> dict[str, Any]:
+    """The section ``metrics`` of a record, from the Trainer's log of evaluations.
 
     Raises:
         UserError: nothing was evaluated.
@@ -209,12 +220,10 @@ def describe_metrics(config: Any, trainer: Trainer, train_loss: float) -> dict[s
                     break
     if not epochs:
         raise UserError("training ended before any evaluation; raise training.max_steps")
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    curve = {name: [entry[name] for entry in logged] for name in ("step", "loss")}
     per_epoch, main = list(epochs.values()), config.task.metrics[0]
     return {
         **protocol.summary(per_epoch, main),
         "per_epoch": per_epoch,
-        "train_loss": train_loss,
-        "loss_curve": curve,  # each the mean since the one before
+        "train_loss": facts.mean_loss,
+        "loss_curve": facts.curve,
     }

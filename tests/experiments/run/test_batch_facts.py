@@ -120,3 +120,16 @@ def test_batch_facts_read_no_device_and_keep_nothing():
     first, second = step(), step()
     assert [(t.shape, t.dtype) for t in first] == [((), torch.int64), ((), torch.float64)]
     assert [*map(id, first)] == [*map(id, second)]
+
+
+def test_the_loss_curve_goes_on_where_it_was_cut_off():
+    """A point is the mean of ten steps, of which the first may lie before a resumption."""
+    whole, before, after = (BatchFacts(Model()) for _ in range(3))
+    output = [SimpleNamespace(loss=torch.tensor(float(step))) for step in range(25)]
+    model = Model().train()
+    for step, one in enumerate(output):
+        whole._after(model, None, one)
+        (before if step < 14 else after)._after(model, None, one)
+        if step == 13:
+            after.load_state_dict(before.state_dict())
+    assert whole.curve == after.curve == {"step": [10, 20], "loss": [4.5, 14.5]}

@@ -1,5 +1,6 @@
 """Training: a resumed run is the same run; batches; the settings."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -110,6 +111,7 @@ def test_checkpoint_of_another_version(train, tmp_path):
     train("training.checkpoint_steps=2", cut_after=3)
     file = tmp_path / "checkpoints" / "checkpoint-2" / checkpoints.STATE_FILE
     torch.save({"losses": torch.ones(2), "sampler": {}}, file)
+    checkpoints.seal(file.parent)
     with pytest.raises(UserError, match=r"holds losses, sampler, .* needs facts, memory: .*overw"):
         train("training.checkpoint_steps=2")
     train("training.checkpoint_steps=2", "overwrite=true")
@@ -129,8 +131,41 @@ def test_unfinished_checkpoint_is_passed_over(train, tmp_path):
     folder = tmp_path / "checkpoints"
     (folder / "checkpoint-10").mkdir()  # cut off while it was written
     assert train("training.checkpoint_steps=2", cut_after=3)[1] == losses[2:]
-    (folder / "checkpoint-2" / checkpoints.STATE_FILE).unlink()
+    (folder / "checkpoint-2" / checkpoints.MANIFEST).unlink()  # cut off while it was removed
     assert train("training.checkpoint_steps=2")[1][:3] == losses
+    assert not [*folder.glob("*")]
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "model.safetensors", checkpoints.STATE_FILE])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_damaged_checkpoint_is_set_aside(train, tmp_path, capsys, file, damage):
+    _, losses, _ = train("training.checkpoint_steps=2", cut_after=3)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-4")
+    content = (folder / "checkpoint-4" / file).read_bytes()
+    if damage == "gone":
+        (folder / "checkpoint-4" / file).unlink()
+    else:
+        new = content[:-1] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1])
+        (folder / "checkpoint-4" / file).write_bytes(new)
+    assert train("training.checkpoint_steps=2", cut_after=3)[1] == losses[2:]  # from the older
+    assert f"set aside: {folder}/damaged-checkpoint-4 ({file}" in capsys.readouterr().out
+    assert (folder / "damaged-checkpoint-4").is_dir()
+
+
+def test_the_one_before_is_kept_until_the_next_is_whole(train, tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    whole = []
+    seal = checkpoints.seal
+
+    def looked_at(path):
+        whole.append(sorted(p.parent.name for p in folder.glob(f"*/{checkpoints.MANIFEST}")))
+        seal(path)
+
+    monkeypatch.setattr(checkpoints, "seal", looked_at)
+    train("training.checkpoint_steps=2", cut_after=5)
+    assert whole == [[], ["checkpoint-2"]]
+    assert [p.name for p in folder.glob("*")] == ["checkpoint-4"]
 
 
 def test_last_checkpoint(tmp_path):
@@ -138,7 +173,7 @@ def test_last_checkpoint(tmp_path):
     for step in (8, 10, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (8, 10):
-        (tmp_path / f"checkpoint-{step}" / checkpoints.STATE_FILE).touch()
+        checkpoints.seal(tmp_path / f"checkpoint-{step}")
     assert checkpoints.keep_last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
 
@@ -201,10 +236,13 @@ def test_warmup_is_a_share_of_the_steps(make_resolved, tmp_path):
     assert training_arguments(config, tmp_path).get_warmup_steps(100) == 25
 
 
+FACTS = SimpleNamespace(mean_loss=1.5, curve={"step": [10], "loss": [9.0]})
+
+
 def test_metrics_need_an_evaluation(make_resolved):
     trainer = SimpleNamespace(state=SimpleNamespace(log_history=[{"loss": 1.0, "step": 1}]))
     with pytest.raises(ValueError, match="ended before any evaluation"):
-        training.describe_metrics(make_resolved(), trainer, 1.0)
+        training.describe_metrics(make_resolved(), trainer, FACTS)
 
 
 def test_metrics_from_the_log(make_resolved):
@@ -216,9 +254,9 @@ def test_metrics_from_the_log(make_resolved):
         {"step": 4, "epoch": 2.0, "train_loss": 5.0},
     ]
     trainer = SimpleNamespace(state=SimpleNamespace(log_history=log))
-    assert training.describe_metrics(make_resolved(), trainer, 1.5) == {
+    assert training.describe_metrics(make_resolved(), trainer, FACTS) == {
         **{"main": "accuracy", "best": 0.9, "best_epoch": 1.0, "last": 0.8, "train_loss": 1.5},
-        **{"held_out": None, "loss_curve": {"step": [2], "loss": [9.0]}},
+        **{"held_out": None, "loss_curve": {"step": [10], "loss": [9.0]}},
         "per_epoch": [
             {"epoch": 1.0, "step": 2, "accuracy": 0.9, "mismatched_accuracy": 0.7},
             {"epoch": 2.0, "step": 4, "accuracy": 0.8},
