@@ -1,0 +1,76 @@
+"""The callback in transformers' Trainer."""
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from tests.wtacrs.tiny import tiny_bert
+from wtacrs import MemoryConfig, SampledLinear
+from wtacrs.integrations.trainer import STATE_FILE, WtacrsCallback
+
+ROWS = [
+    {
+        "input_ids": torch.randint(1, 50, (8,), generator=torch.Generator().manual_seed(row)),
+        "attention_mask": torch.ones(8, dtype=torch.long),
+        "labels": row % 2,
+    }
+    for row in range(16)
+]
+
+
+@pytest.fixture
+def make(tmp_path):
+    def trainer(callback, model=None, **arguments):
+        settings = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4}
+        settings |= {"use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 1}
+        args = TrainingArguments(tmp_path, **settings | arguments)
+        model = tiny_bert() if model is None else model
+        return Trainer(model, args, train_dataset=ROWS, callbacks=[callback])
+
+    return trainer
+
+
+def weights(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("memory", ["linear", "lean", "leanest"])
+def test_a_resumed_run_is_the_same_run(make, tmp_path, memory, capsys):
+    whole = make(callback := WtacrsCallback(memory, budget=0.3))
+    whole.train()
+    assert any(isinstance(m, SampledLinear) for m in whole.model.modules())
+    assert "sampled linear layers" in capsys.readouterr().out
+    resumed = make(WtacrsCallback(memory, budget=0.3))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert torch.equal(weights(resumed), weights(whole))
+    (tmp_path / "checkpoint-2" / STATE_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match="saved without this callback"):
+        make(WtacrsCallback(memory)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    callback.handle.undo()
+    assert not any(isinstance(m, SampledLinear) for m in whole.model.modules())
+
+
+def test_leanest_takes_the_place_of_checkpointing(make):
+    with pytest.warns(UserWarning, match="gradient_checkpointing is off: recompute='block'"):
+        trainer = make(WtacrsCallback("leanest"), gradient_checkpointing=True)
+    trainer.train()
+    assert not trainer.model.is_gradient_checkpointing
+
+
+def test_lean_composes_with_checkpointing(make):
+    trainer = make(callback := WtacrsCallback("linear", budget=0.3), gradient_checkpointing=True)
+    trainer.train()
+    assert trainer.model.is_gradient_checkpointing
+    assert callback.handle.sampler.rows_kept < callback.handle.sampler.rows_seen
+
+
+def test_a_model_that_is_made_anew_is_warned_of(make):
+    trainer = make(WtacrsCallback("linear"))
+    trainer.model = trainer.model_wrapped = tiny_bert()
+    with pytest.warns(UserWarning, match="no sampled layer has drawn"):
+        trainer.train()
+
+
+def test_two_sayings():
+    with pytest.raises(ValueError, match="two sayings"):
+        WtacrsCallback(MemoryConfig(), budget=0.1)
