@@ -201,8 +201,10 @@ def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> No
     seed = 0 if config.sampling is None else config.sampling.seed
     if config.attention != "default":
         _set_attention(handle)
-    if config.lossless or config.gelu != "exact":
-        for name, kind in save_less_(model, config.lossless, config.gelu, seed).items():
+    # A feed-forward that is recomputed in parts holds nothing for a gate to save.
+    kinds = [k for k in config.lossless if not (k == "gate" and config.recompute == "block")]
+    if kinds or config.gelu != "exact":
+        for name, kind in save_less_(model, kinds, config.gelu, seed).items():
             handle.swapped.setdefault(kind, []).append(name)
     if config.samples:
         handle.sampler = sample_linears_(

@@ -111,7 +111,7 @@ class SamplingConfig:
             )
 
 
-LOSSLESS = ("norm", "dropout", "relu")
+LOSSLESS = ("norm", "dropout", "relu", "gate")
 GELU = ("exact", "rounded")
 ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
 RECOMPUTE = ("none", "attention", "block", "checkpoint", "checkpoint_offload")
@@ -123,8 +123,8 @@ class MemoryConfig:
 
     Args:
         sampling: how linear layers are sampled; None leaves them plain.
-        lossless: kinds of layers, of "norm", "dropout", "relu", that become exact ones that keep
-            less (``wtacrs.layers``).
+        lossless: kinds of layers, of "norm", "dropout", "relu", "gate" (gated feed-forwards), that
+            become exact ones that keep less (``wtacrs.layers``).
         gelu: "exact" leaves it as it is, "rounded" keeps its derivative in 8 bits, unbiased.
         attention: "default" (the model's), "eager" and "sdpa" (transformers'), "recompute" and
             "sampled" (``wtacrs.attention``).

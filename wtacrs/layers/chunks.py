@@ -41,7 +41,7 @@ def chunk_feed_forward_(model: nn.Module) -> list[str]:
         if name.startswith(tuple(f"{one}." for one in chosen)) or "forward" in module.__dict__:
             continue
         for candidate, before in _candidates(module):
-            key = _kind(candidate, before)
+            key = kind_of(candidate, before)
             if key not in verdicts:
                 verdicts[key] = _try(candidate, before)
             if (how := verdicts[key]) is not None:
@@ -81,7 +81,7 @@ def _fits(first: nn.Linear, last: nn.Linear) -> bool:
     return (last.in_features, last.out_features) == (first.out_features, first.in_features)
 
 
-def _kind(module: nn.Module, before: nn.Module | None) -> Any:
+def kind_of(module: nn.Module, before: nn.Module | None) -> Any:
     """What sublayers that are alike have in common."""
     parts = [*([] if before is None else before.modules()), *module.modules()]
     shapes = [
@@ -119,7 +119,7 @@ def _try(module: nn.Module, before: nn.Module | None) -> _How | None:
     """How the sublayer can be chunked, or None if it cannot."""
     real, cpu = unset_fake_temporarily(), torch.device("cpu")  # in a plan, too
     with real, cpu, torch.random.fork_rng(devices=[]), torch.enable_grad():
-        trial = _trial_copy(module, before)
+        trial = trial_copy(module, before)
         call = _whole(*trial)
         width = next(m.in_features for m in call.modules() if isinstance(m, nn.Linear))
         generator = torch.Generator().manual_seed(1)
@@ -131,21 +131,21 @@ def _try(module: nn.Module, before: nn.Module | None) -> _How | None:
             return None
         buffers = [b.clone() for b in call.buffers()]
         # In the same parts, so that dropout draws the same.
-        expected = _step(lambda x: torch.cat([call(part) for part in x.split(1)]), call, x, dy)
+        expected = one_step(lambda x: torch.cat([call(part) for part in x.split(1)]), call, x, dy)
         if not all(map(torch.equal, buffers, call.buffers())):
             return None  # statistics of the batch, say, which parts would take of themselves
         for how in ((True, True), (True, False), (False, False)):
-            trial = _trial_copy(module, before)
+            trial = trial_copy(module, before)
             if how[1] and not any(relu.fits(part) for part in trial[0].modules()):
                 continue
             _chunk(*trial, how).least_parts = len(x)
             call = _whole(*trial)
-            if all(map(_close, _step(call, call, x, dy), expected)):
+            if all(map(close_to, one_step(call, call, x, dy), expected)):
                 return how
     return None
 
 
-def _trial_copy(module: nn.Module, before: nn.Module | None) -> tuple[nn.Module, nn.Module | None]:
+def trial_copy(module: nn.Module, before: nn.Module | None) -> tuple[nn.Module, nn.Module | None]:
     """A copy with random float32 weights on the CPU, whatever the weights are, and budget 1."""
     pair = nn.ModuleList([m for m in (before, module) if m is not None])
     generator = torch.Generator().manual_seed(0)
@@ -171,10 +171,10 @@ def _is_row_wise(call: nn.Module, x: Tensor) -> bool:
     with torch.no_grad():
         whole, rows = call.eval()(x), call(x.flatten(0, 1)[:, None])
     call.train()
-    return isinstance(whole, Tensor) and whole.shape == x.shape and _close(rows.view_as(x), whole)
+    return isinstance(whole, Tensor) and whole.shape == x.shape and close_to(rows.view_as(x), whole)
 
 
-def _step(
+def one_step(
     run: Callable[[Tensor], Tensor], call: nn.Module, x: Tensor, dy: Tensor
 ) -> list[Tensor | None]:
     """Output and gradients of a step of ``run``, which computes ``call``."""
@@ -185,7 +185,7 @@ def _step(
     return [y.detach(), x.grad, *(p.grad for p in call.parameters())]
 
 
-def _close(found: Tensor | None, expected: Tensor | None) -> bool:
+def close_to(found: Tensor | None, expected: Tensor | None) -> bool:
     if found is None or expected is None:
         return found is expected
     near = 1e-4 * float(expected.abs().max())

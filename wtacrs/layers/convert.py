@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from wtacrs.config import GELU
 from wtacrs.config import LOSSLESS as KINDS
+from wtacrs.layers.gated import GatedForward, gate_, restore_gates_
 from wtacrs.layers.gelu import RoundedGELU
 from wtacrs.layers.masks import DoneDropout, LosslessDropout, LosslessReLU, LosslessReLUDropout
 from wtacrs.layers.norms import LosslessLayerNorm, LosslessRMSNorm
@@ -33,7 +34,8 @@ def save_less_(
     Args:
         model: any module.
         kinds: of "norm" (nn.LayerNorm over the last dimension, T5's norm and its likes), "dropout"
-            (nn.Dropout), "relu" (nn.ReLU; together with the dropout after it in T5).
+            (nn.Dropout), "relu" (nn.ReLU; together with the dropout after it in T5), "gate" (gated
+            feed-forwards, ``gated``).
         gelu: "exact" leaves GELU as it is, "rounded" keeps its derivative in 8 bits.
         seed: of the rounding, whose random numbers are a stream of their own.
 
@@ -59,6 +61,8 @@ def save_less_(
             if isinstance(module, RoundedGELU):
                 module.rounding = rounding
             turned[name] = new.__name__
+    if "gate" in kinds:
+        turned |= dict.fromkeys(gate_(model), GatedForward.__name__)
     if not turned:
         looked_for = ", ".join([*kinds, *(["gelu"] if gelu == "rounded" else [])])
         present = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
@@ -71,6 +75,7 @@ def save_less_(
 
 def restore_layers_(model: nn.Module) -> None:
     """Turn the layers that ``save_less_`` turned back into what they were, in place."""
+    restore_gates_(model)
     for module in model.modules():
         if (plain := module.__dict__.get("plain_class")) is not None:
             module.__class__ = plain

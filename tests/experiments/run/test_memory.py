@@ -162,7 +162,7 @@ def test_name_of_a_record_says_the_preset(make_resolved):
         ("memory.recompute=[block]", "none, attention, block"),
         ("memory.name=mine", "'mine' is unknown; choose plain, linear, paper, lean, leanest"),
         ("memory.gelu=8bit", "exact, rounded"),
-        ("memory.lossless=[norms]", "norm, dropout, relu"),
+        ("memory.lossless=[norms]", "norm, dropout, relu, gate"),
         ("memory.lossless=norm", "list"),
         ("memory.sample_linears=1", "true or false"),
     ],
@@ -180,7 +180,7 @@ def test_sampled_attention_needs_an_estimator(make_config):
 
 def test_model_without_such_layers(make_resolved):
     chosen = make_resolved("memory=lean", "memory.attention=default")
-    with pytest.raises(UserError, match=r"memory=lean.*norm, dropout, relu"):
+    with pytest.raises(UserError, match=r"memory=lean.*norm, dropout, relu, gate"):
         save_memory(nn.Sequential(nn.Linear(2, 2)), chosen, 1, 1)
     chosen = make_resolved("memory=lean", "memory.recompute=none")
     with pytest.raises(UserError, match=r"memory=lean.*needs a transformers model"):

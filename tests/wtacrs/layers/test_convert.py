@@ -186,7 +186,7 @@ def test_copies(make, gelu, duplicate):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ({"kinds": ["norm", "nrom"]}, ["nrom", "norm, dropout, relu"]),
+        ({"kinds": ["norm", "nrom"]}, ["nrom", "norm, dropout, relu, gate"]),
         ({"gelu": "8bit"}, ["8bit", "exact", "rounded"]),
         ({"kinds": ["relu"]}, ["looked for (relu)", "ModuleList", "Linear"]),
         ({"kinds": ["relu"], "gelu": "rounded"}, ["looked for (relu, gelu)", "Linear"]),

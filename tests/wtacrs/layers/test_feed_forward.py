@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.wtacrs.tiny import assert_same_step, step, tiny_bert, tiny_llama, tiny_t5
+from tests.wtacrs.tiny import EXACT, assert_same_step, step, tiny_bert, tiny_llama, tiny_t5
 from wtacrs import SamplingConfig, sample_linears_
 from wtacrs.layers import feed_forward, save_less_
 from wtacrs.layers.chunks import chunk_feed_forward_
@@ -70,7 +70,7 @@ def test_without_dropout_the_step_is_the_plain_one(make):
     model = make(dropout=0.0)
     expected = step(model)
     sample_linears_(model, SamplingConfig(budget=1.0))
-    save_less_(model)
+    save_less_(model, EXACT)
     assert len(chunk_feed_forward_(model)) == 2 * (1 + model.config.is_encoder_decoder)
     for _ in range(2):
         assert_same_step(step(model), expected, 1e-4, 1e-5)
@@ -81,7 +81,7 @@ def test_with_dropout_in_one_part_too(make):
     model = make()
     expected = step(model)
     sample_linears_(model, SamplingConfig(budget=1.0))
-    save_less_(model)
+    save_less_(model, EXACT)
     chunk_feed_forward_(model)
     assert_same_step(step(model), expected, 1e-4, 1e-5)
 
@@ -93,7 +93,7 @@ def test_dropout_in_parts(less):
     layers = {"up": nn.Linear(6, 12), "drop": nn.Dropout(0.5), "down": nn.Linear(12, 6)}
     blocks = nn.ModuleList([nn.Sequential(OrderedDict(layers))])
     if less:
-        save_less_(blocks)
+        save_less_(blocks, EXACT)
     assert chunk_feed_forward_(blocks) == ["0"]
     blocks.double()
     x, direction, dy = (torch.randn(4, 10, 6, dtype=torch.float64) for _ in range(3))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.wtacrs.tiny import sampled, tiny_bert, tiny_llama, tiny_t5
+from tests.wtacrs.tiny import EXACT, sampled, tiny_bert, tiny_llama, tiny_t5
 from wtacrs import SamplingConfig, sample_linears_
 from wtacrs.layers import feed_forward, save_less_
 from wtacrs.layers.chunks import chunk_feed_forward_
@@ -40,7 +40,7 @@ def test_unbiased(make, assert_unbiased):
     trained = [p for p in block.parameters() if p.dim() == 2 and p.grad is not None]
     exact = torch.cat([p.grad.flatten() for p in trained])
     sampler = sample_linears_(blocks, SamplingConfig(budget=0.3, include=include))
-    save_less_(blocks)
+    save_less_(blocks, EXACT)
     chunk_feed_forward_(blocks)
     estimates = []
     for _ in range(120):

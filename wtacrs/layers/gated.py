@@ -1,0 +1,123 @@
+"""A gated feed-forward (SwiGLU, GeGLU) that keeps two tensors where autograd keeps four.
+
+    V = X Wv^T,   U = X Wu^T,   H = act(V) * U,   Y = dropout(H) Wo^T
+
+Autograd keeps V for the activation, act(V) and U for the product, and H for dWo. V and U tell the
+other two: act(V) is computed again in the backward pass, element by element, and of H a sampled
+layer keeps its rows alone. Source of the gate: arXiv 2002.05202.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from wtacrs.autograd import first_order
+from wtacrs.layers.chunks import SHAPE, close_to, kind_of, one_step, trial_copy
+from wtacrs.swap import OwnForward, in_blocks
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class GatedProductFunction(torch.autograd.Function):
+    """act(v) * u, of v and u (..., w)."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, u: Tensor, act: Activation) -> Tensor:
+        ctx.act = act
+        ctx.save_for_backward(v, u)
+        return act(v).mul_(u)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
+        v, u = ctx.saved_tensors
+        with torch.enable_grad():
+            v = v.detach().requires_grad_()
+            active = ctx.act(v)
+        (dv,) = torch.autograd.grad(active, v, dh * u)
+        return dv, active.detach().mul_(dh), None
+
+
+class GatedForward(OwnForward):
+    """The ``forward`` of a gated feed-forward module, of the names of its parts."""
+
+    def __init__(self, module: nn.Module, parts: tuple[str, str, str, str, str | None]) -> None:
+        super().__init__(module)
+        self._parts = parts
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return type(self.module).forward(self.module, x)
+        parts: Any = (name and getattr(self.module, name) for name in self._parts)
+        gate, up, act, down, dropout = parts
+        h = GatedProductFunction.apply(gate(x), up(x), act)
+        return down(h if dropout is None else dropout(h))
+
+
+def gate_(model: nn.Module) -> list[str]:
+    """Have the gated feed-forwards in the blocks of ``model`` keep less, in place.
+
+    They are found by their parts: three layers, two of which widen alike and one that leads back,
+    an activation, perhaps a dropout. Each kind is tried first, on a copy with a few random rows:
+    output and gradients must be those of the plain module.
+
+    Returns:
+        The qualified names of the modules that do.
+    """
+    verdicts: dict[Any, Any] = {}
+    chosen = []
+    for name, module in in_blocks(model):
+        if "forward" in module.__dict__ or not any(_ways(module)):
+            continue
+        key = kind_of(module, None)
+        if key not in verdicts:
+            verdicts[key] = next((way for way in _ways(module) if _proves(module, way)), None)
+        if (way := verdicts[key]) is not None:
+            module.forward = GatedForward(module, way)
+            chosen.append(name)
+    return chosen
+
+
+def restore_gates_(model: nn.Module) -> None:
+    """Undo ``gate_``, in place."""
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), GatedForward):
+            del module.forward
+
+
+def _ways(module: nn.Module) -> Iterator[tuple[str, str, str, str, str | None]]:
+    """The parts (gate, up, activation, down, dropout) that ``module`` may be made of."""
+    children: dict[str, Any] = dict(module.named_children())
+    sizes = {
+        name: (child.in_features, child.out_features)
+        for name, child in children.items()
+        if hasattr(child, "in_features") and hasattr(child, "out_features")  # adapters have them
+    }
+    dropouts = [name for name, child in children.items() if isinstance(child, nn.Dropout)]
+    acts = [name for name in children if name not in (*sizes, *dropouts)]
+    wide = [name for name, (i, o) in sizes.items() if i < o]
+    back = [name for name in sizes if name not in wide]
+    if (len(wide), len(back), len(acts)) != (2, 1, 1) or len(dropouts) > 1:
+        return
+    if sizes[wide[0]] == sizes[wide[1]] == sizes[back[0]][::-1]:
+        for gate, up in (wide, wide[::-1]):
+            yield gate, up, acts[0], back[0], dropouts[0] if dropouts else None
+
+
+def _proves(module: nn.Module, way: tuple[str, str, str, str, str | None]) -> bool:
+    real, cpu = unset_fake_temporarily(), torch.device("cpu")  # in a plan, too
+    with real, cpu, torch.random.fork_rng(devices=[]), torch.enable_grad():
+        plain, ours = (trial_copy(module, None)[0] for _ in range(2))
+        ours.forward = GatedForward(ours, way)
+        width: int = getattr(module, way[0]).in_features
+        x, dy = torch.randn(2, *SHAPE, width, generator=torch.Generator().manual_seed(1))
+        try:
+            expected = one_step(plain, plain, x, dy)
+        except Exception:  # it takes something else than one input
+            return False
+        return all(map(close_to, one_step(ours, ours, x, dy), expected))
