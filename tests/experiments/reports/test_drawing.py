@@ -20,7 +20,7 @@ def table():
         metric = "accuracy" if task == "rte" else "matthews_correlation"
         return {
             **{"task": task, "metric": metric, "estimator": estimator, "budget": budget},
-            **{"best": best, "best_std": std, "n": n},
+            **{"score": best, "score_std": std, "n": n},
         }
 
     return pd.DataFrame(
