@@ -94,6 +94,7 @@ METHODS: dict[str, MemoryConfig] = {
     "checkpoint": replace(PRESETS["checkpoint"], attention="eager"),
     "full, attention by transformers' choice": PRESETS["plain"],
 }
+LEAST = ("lean", "leanest", "checkpoint")
 SHOWN = tuple(name for name in METHODS if name not in ("plain", "checkpoint_offload"))
 
 
@@ -139,9 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
             b=16,
             methods=("linear", "lean without recomputation", "lean", "leanest", "checkpoint"),
         ),
-        "memory_t5_base": partial(
-            bench_memory, model="t5_base", b=16, methods=("lean", "leanest", "checkpoint")
-        ),
+        "memory_t5_base": partial(bench_memory, model="t5_base", b=16, methods=LEAST),
         "selection": bench_selection,
         "launches": bench_launches,
     }
@@ -157,8 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
     for name in options.what or benches:
-        default = ["wtacrs", "pps"] if name in ("selection", "launches") else ["wtacrs"]
-        estimators = options.estimators or default
+        both = name in ("selection", "launches")
+        estimators = options.estimators or (["wtacrs", "pps"] if both else ["wtacrs"])
         ratios = benches[name](estimators, options.budget, options.pairs)
         what = "kernels_beyond_plain" if name == "launches" else "ratio_to_full"
         keep({"bench": name, what: ratios}, options.output / f"{name}.json")

@@ -29,7 +29,7 @@ def planned_step(overrides: Sequence[str], folder: Path, overwrite: bool = False
     def make(config: DictConfig) -> Record:
         result = asdict(plan(config))
         cost = {key: result.pop(key) for key in ("flops", "relative_flops")}
-        del result["max_batch_size"]
+        del result["max_batch_size"], result["peak_bytes_around"]
         return {"config": result.pop("config"), "memory": result, **cost}
 
     return _recorded("step", overrides, folder, overwrite, make)

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.records.code import BENCHES, PLANNER, code_hash_at, git
+from experiments.records.code import BENCHES, PLANNER, code_hash, code_hash_at, git
 from experiments.records.record import STATUSES
 
 Record = dict[str, Any]
@@ -41,11 +41,13 @@ class Records:
 
     Attributes:
         not_here: commits that this shallow clone lacks.
+        stale: plans whose code has changed since; they can be believed, of what was planned then.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.not_here: set[str] = set()
+        self.stale: list[Path] = []
         self._trees: dict[str, set[str] | None] = {}
 
     @cached_property
@@ -81,6 +83,8 @@ class Records:
             yield f"status {record['status']!r} is none of {', '.join(STATUSES)}"
         if kind in ("step", "batches") and path.name not in self._indexed.get(path.parent, set()):
             yield "no index names it, so no table or figure reads it"
+        if kind in ("step", "batches") and record.get("code") != code_hash(PLANNER, self.root):
+            self.stale.append(path)
         yield from self._of_provenance(kind, record)
 
     def _of_provenance(self, kind: str, record: Record) -> Iterator[str]:

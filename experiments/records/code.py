@@ -48,7 +48,7 @@ def git(*arguments: str, root: Path = ROOT) -> str | None:
 
 
 def _python(path: Path) -> list[Path]:
-    return [path] if path.suffix == ".py" else [*path.rglob("*.py")]
+    return [path] if path.is_file() else [*path.rglob("*.py")]
 
 
 def _blob(file: Path) -> str:

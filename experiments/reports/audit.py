@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     if only != "records":
         found += rebuilt(ROOT)
     print(*found, sep="\n", end="\n" if found else "")
+    if records.stale:
+        print(f"{len(records.stale)} plans are of code that has changed: make table2 batches")
     if records.not_here:
         print(f"{len(records.not_here)} commits are not in this shallow clone: not checked")
     checked = "reports" if only == "reports" else f"{len(records.paths)} records"
