@@ -89,8 +89,8 @@ batches: $(STAMP) ## peak against batch size and largest batches, planned (hours
 reports: $(STAMP) ## build all tables, figures and README blocks again from the records in results/
 	$(PUBLISH)
 
-audit: $(STAMP) ## check every published record, and that all tables, figures and README rebuild from them
-	$(PY) -m experiments.cli audit
+audit: $(STAMP) ## check published records, and that tables, figures and README rebuild from them (ONLY=reports)
+	$(PY) -m experiments.cli audit $(if $(ONLY),--only $(ONLY))
 
 test: $(STAMP) ## run the tests, without network
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses=auto

@@ -9,18 +9,14 @@ from experiments.reports import audit
 from experiments.reports.audit import rebuilt
 
 
-@pytest.fixture(scope="module")
-def copied(tmp_path_factory):
+@pytest.fixture
+def copied(tmp_path):
     """A copy of what is published."""
-    root = tmp_path_factory.mktemp("published")
+    root = tmp_path / "published"
+    root.mkdir()
     shutil.copytree(ROOT / "results", root / "results")
     shutil.copy(ROOT / "README.md", root)
     return root
-
-
-@pytest.mark.slow
-def test_what_is_published_is_what_the_records_give(copied):
-    assert [*rebuilt(copied)] == []
 
 
 @pytest.mark.slow
@@ -37,7 +33,7 @@ def test_each_difference_has_its_line(copied, monkeypatch):
     (results / "tables" / "ablation.tex").unlink()
     (results / "tables" / "ablation.txt").touch()
     document = copied / "README.md"
-    document.write_text(document.read_text().replace("27.2 ± 2.0", "37.2 ± 2.0", 1))
+    document.write_text(document.read_text().replace("| cola ", "| rte  ", 1))
     shutil.rmtree(results / "centred")
     failures = [*rebuilt(copied)]
     assert failures[0].startswith("centred cannot be built: ")
