@@ -23,8 +23,8 @@ from experiments.records.store import write_json
 Record = dict[str, Any]
 
 
-def planned_step(overrides: Sequence[str], folder: Path, overwrite: bool = False) -> Path:
-    """The file of one setting: config, memory (bytes), flops, relative_flops, code, provenance."""
+def planned_step(overrides: Sequence[str], folder: Path, overwrite: bool = False) -> Record:
+    """The record of one setting: config, memory in bytes, flops, relative_flops, code, provenance."""
 
     def make(config: DictConfig) -> Record:
         result = asdict(plan(config))
@@ -37,8 +37,8 @@ def planned_step(overrides: Sequence[str], folder: Path, overwrite: bool = False
 
 def planned_batches(
     overrides: Sequence[str], fits: Sequence[str], folder: Path, overwrite: bool = False
-) -> Path:
-    """The file of one setting at many batch sizes: config, peak_bytes_by_batch, largest_batch.
+) -> Record:
+    """The record of one setting at many batch sizes: config, peak_bytes_by_batch, largest_batch.
 
     The sizes are those on the way to ``largest_batch``, the largest in each memory of ``fits``.
     """
@@ -80,8 +80,8 @@ def _recorded(
     overwrite: bool,
     make: Callable[..., Record],
     lacks: Callable[[Record], bool] = lambda _: False,
-) -> Path:
-    """The file that the setting names: made if there is none, if it is stale, or by ``overwrite``.
+) -> Record:
+    """The record that the setting names, made if there is none, if it is stale or by ``overwrite``.
 
     Args:
         lacks: whether a record has not all that is asked for.
@@ -89,16 +89,16 @@ def _recorded(
     config, path = _file(kind, overrides, folder)
     code = code_hash(PLANNER)
     if path.exists() and not overwrite:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found: Record = json.loads(path.read_text(encoding="utf-8"))
         if found.get("code") == code and not lacks(found):
-            return path
+            return found
         print(f"planned again, by code that has changed or for more: {path}")
     made_by, started = provenance(), time.perf_counter()
     record = {**make(config), "code": code, "provenance": made_by}
     made_by["seconds"] = time.perf_counter() - started
     write_json(record, path)
     print(path)
-    return path
+    return json.loads(path.read_text(encoding="utf-8"))  # as any later reader has it: keys are text
 
 
 def _file(kind: str, overrides: Sequence[str], folder: Path) -> tuple[DictConfig, Path]:

@@ -94,11 +94,11 @@ def main(arguments: list[str] | None = None) -> int:
     kind = "step" if options.what == "table2" else "batches"
 
     def find(overrides: tuple[str, ...]) -> Path | None:
-        if options.recorded:
-            return kept(kind, overrides, options.records)
-        if kind == "step":
-            return planned_step(overrides, options.records, options.overwrite)
-        return planned_batches(overrides, FITS, options.records, options.overwrite)
+        if kind == "step" and not options.recorded:
+            planned_step(overrides, options.records, options.overwrite)
+        elif not options.recorded:
+            planned_batches(overrides, FITS, options.records, options.overwrite)
+        return kept(kind, overrides, options.records)
 
     try:
         missing = publish(options.what, find, options.records)

@@ -175,7 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*", help="as given to run.py -m, say seed=0,1,2")
-    options = parser.parse_args(arguments)
+    parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_intermixed_args(arguments)
     try:
         sweep = read_sweep(options.folder, options.overrides)
     except UserError as error:

@@ -24,21 +24,21 @@ def planned(monkeypatch):
 
 
 def test_a_step_is_planned_once(tmp_path, planned):
-    path = planned_step(PLAIN, tmp_path / "plan")
-    record = json.loads(path.read_text())
+    record = planned_step(PLAIN, tmp_path / "plan")
     assert record.keys() == {"config", "memory", "flops", "relative_flops", "code", "provenance"}
     assert record["provenance"]["seconds"] > 0
     assert record["memory"]["peak_bytes"] == sum(record["memory"]["at_peak"].values())
-    assert planned_step(PLAIN, tmp_path / "plan") == path
-    assert len(planned) == 1
+    assert planned_step(PLAIN, tmp_path / "plan") == record
+    (path,) = (tmp_path / "plan").iterdir()
+    assert (len(planned), json.loads(path.read_text())) == (1, record)
 
 
 def test_a_stale_step_is_planned_again(tmp_path, planned, monkeypatch):
-    path = planned_step(PLAIN, tmp_path)
+    planned_step(PLAIN, tmp_path)
     monkeypatch.setattr(kept, "code_hash", lambda _: "another")
-    assert planned_step(PLAIN, tmp_path) == path
-    assert (len(planned), json.loads(path.read_text())["code"]) == (2, "another")
-    record = json.loads(path.read_text())
+    record = planned_step(PLAIN, tmp_path)
+    assert (len(planned), record["code"]) == (2, "another")
+    (path,) = tmp_path.iterdir()
     del record["code"]  # as records were before it
     path.write_text(json.dumps(record))
     planned_step(PLAIN, tmp_path)
@@ -47,14 +47,10 @@ def test_a_stale_step_is_planned_again(tmp_path, planned, monkeypatch):
 
 
 def test_batches_are_searched_again_for_another_memory(tmp_path):
-    path = planned_batches(PLAIN, ["2MiB"], tmp_path)
-    first = json.loads(path.read_text())
-    assert planned_batches(PLAIN, ["3MiB", "2MiB"], tmp_path) == path
-    record = json.loads(path.read_text())
+    first = planned_batches(PLAIN, ["2MiB"], tmp_path)
+    record = planned_batches(PLAIN, ["3MiB", "2MiB"], tmp_path)
     assert record["largest_batch"]["2MiB"] == first["largest_batch"]["2MiB"]
-    written = path.read_bytes()
-    planned_batches(PLAIN, ["3MiB"], tmp_path)
-    assert path.read_bytes() == written
+    assert planned_batches(PLAIN, ["3MiB"], tmp_path) == record
     peaks = {int(b): peak for b, peak in record["peak_bytes_by_batch"].items()}
     for memory, limit in (("2MiB", 2**21), ("3MiB", 3 * 2**20)):
         largest = record["largest_batch"][memory]

@@ -1,5 +1,6 @@
 """The hash of the code that made a record: of files as they are, and of a commit, alike."""
 
+import ast
 import subprocess
 
 import pytest
@@ -58,3 +59,25 @@ def test_hash_of_a_commit_is_that_of_its_files(repository, tmp_path):
 @pytest.mark.parametrize("paths", [PLANNER, BENCHES])
 def test_what_is_hashed_is_there(paths):
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def imported(path):
+    """The files of the rooms plan and run that this one imports."""
+    modules = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    files = {f"{module.replace('.', '/')}.py" for module in modules}
+    rooms = ("experiments/plan/", "experiments/run/")
+    return {file for file in files if file.startswith(rooms) and (ROOT / file).exists()}
+
+
+def test_all_that_a_plan_is_made_by_is_hashed():
+    """Or what it imports could change, and its records would not be stale."""
+    asked, found = {"experiments/plan/rehearsal.py", "experiments/plan/search.py"}, set()
+    while asked:
+        file = asked.pop()
+        found.add(file)
+        asked |= imported(file) - found
+    assert "experiments/run/memory.py" in found
+    assert found <= {*PLANNER}

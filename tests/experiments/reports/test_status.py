@@ -100,7 +100,7 @@ def test_overrides_say_what_is_asked_for(leave, folder):
 def test_command(leave, folder, capsys):
     leave("seed=0", seconds=1800.0)
     name = leave("seed=1", state="failed", error={"type": "KeyError", "message": "gone"})
-    assert status.main([str(folder)]) == 0
+    assert status.main(["-m", str(folder)]) == 0  # as the command of the sweep has it
     first, second, last = capsys.readouterr().out.splitlines()
     assert first.startswith("1 completed, 0 running, 1 failed, 0 out of memory")
     assert second == f"  failed: {name}  KeyError: gone"
