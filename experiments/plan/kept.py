@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 
 def planned_step(overrides: Sequence[str], folder: Path, overwrite: bool = False) -> Record:
-    """The record of one setting: config, memory in bytes, flops, relative_flops, code, provenance."""
+    """The record of one setting: config, memory, flops, relative_flops, code, provenance."""
 
     def make(config: DictConfig) -> Record:
         result = asdict(plan(config))
