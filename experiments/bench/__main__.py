@@ -9,14 +9,13 @@ selection: what choosing and gathering rows adds to one linear layer, 4,096 rows
 launches: kernels that a sampled layer launches beyond a plain one, counted, not timed.
 
 Machines are noisy, so the two sides of a comparison alternate in one process, each pair gives a
-ratio, and the median over the pairs counts. Written to results/bench/.
+ratio, and the median over the pairs counts. Written to outputs/bench, or to --output.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,10 +26,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from experiments.bench.kept import OUTPUT, keep
 from experiments.bench.layer import bench_launches, bench_selection
 from experiments.bench.timing import paired, summary
 from experiments.config import CONF
-from experiments.records.provenance import provenance
 from experiments.run.models import new_model
 from wtacrs import (
     ESTIMATORS,
@@ -95,6 +94,7 @@ METHODS: dict[str, MemoryConfig] = {
     "checkpoint": replace(PRESETS["checkpoint"], attention="eager"),
     "full, attention by transformers' choice": PRESETS["plain"],
 }
+LEAST = ("lean", "leanest", "checkpoint")
 SHOWN = tuple(name for name in METHODS if name not in ("plain", "checkpoint_offload"))
 
 
@@ -140,9 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
             b=16,
             methods=("linear", "lean without recomputation", "lean", "leanest", "checkpoint"),
         ),
-        "memory_t5_base": partial(
-            bench_memory, model="t5_base", b=16, methods=("lean", "leanest", "checkpoint")
-        ),
+        "memory_t5_base": partial(bench_memory, model="t5_base", b=16, methods=LEAST),
         "selection": bench_selection,
         "launches": bench_launches,
     }
@@ -155,16 +153,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--budget", type=float, default=0.3)
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--output", type=Path, default=Path("results/bench"))
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
     for name in options.what or benches:
-        default = ["wtacrs", "pps"] if name in ("selection", "launches") else ["wtacrs"]
-        estimators = options.estimators or default
+        both = name in ("selection", "launches")
+        estimators = options.estimators or (["wtacrs", "pps"] if both else ["wtacrs"])
         ratios = benches[name](estimators, options.budget, options.pairs)
-        options.output.mkdir(parents=True, exist_ok=True)
         what = "kernels_beyond_plain" if name == "launches" else "ratio_to_full"
-        result = {"bench": name, what: ratios, "provenance": provenance()}
-        (options.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        keep({"bench": name, what: ratios}, options.output / f"{name}.json")
         for key, ratio in ratios.items():
             print(f"{name} {key}: {_told(ratio)}")
 

@@ -3,15 +3,14 @@
 24 layers of width 128 (T5, BERT and Llama types), a real step on the CPU, float32, dropout on. The
 peak is that of torch's own profiler, which sees each allocation, beyond parameters and gradients,
 which are there before the step; the operations are those of matrix products. Both over the plain
-step's, with the attention that transformers chooses. Written to results/bench/deep_narrow.json.
+step's, with the attention that transformers chooses. Written to outputs/bench, or to --output.
 """
 
 from __future__ import annotations
 
 import copy
-import json
+import sys
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +18,11 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from experiments.bench.kept import keep, overrides_and_output
 from experiments.plan.rehearsal import Operations
-from experiments.records.provenance import provenance
 from experiments.run.models import new_model
 from wtacrs import PRESETS, SamplingConfig, apply_
 
-OUTPUT = Path("results/bench/deep_narrow.json")
 MODELS: dict[str, dict[str, Any]] = {
     "T5": {
         **{"model_type": "t5", "d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 512},
@@ -76,7 +74,8 @@ def measure(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[int, int]
     return max(accumulate(change for _, change in changes)), operations.total
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
+    _, output = overrides_and_output(__doc__, arguments)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in MODELS:
         batch, plain = batch_of(name), model_of(name)
@@ -89,10 +88,8 @@ def main() -> None:
             one = {"full_over_peak": full[0] / peak, "relative_flops": operations / full[1]}
             found.setdefault(name, {})[preset] = one
             print(f"{name} {preset}: {one['full_over_peak']:.1f}x, {one['relative_flops']:.3f}")
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    record = {"bench": "deep_narrow", "models": found, "provenance": provenance()}
-    OUTPUT.write_text(json.dumps(record, indent=2) + "\n")
+    keep({"bench": "deep_narrow", "models": found}, output / "deep_narrow.json")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -2,12 +2,11 @@
 
 Trains from one seed under memory=plain (with eager attention, whose dropout the others replay) and
 under memory=lean and leanest at budget 1, and compares the losses of all steps. Overrides are those
-of run.py, say task=sst2. Written to results/bench/exactness.json.
+of run.py, say task=sst2. Written to outputs/bench/exactness.json, or below --output.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +16,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from experiments.bench.kept import keep, overrides_and_output
 from experiments.config import CONF
-from experiments.records.provenance import provenance
 from experiments.run import runner, training
 
-OUTPUT = Path("results/bench/exactness.json")
 DEFAULTS = ["model=minilm", "task=cola", "training.epochs=1", "logging=none"]
 SIDES = {
     "plain": ["memory=plain", "memory.attention=eager", "estimator=full"],
@@ -44,7 +42,8 @@ def losses(overrides: list[str]) -> Tensor:
     return torch.stack(found).double()
 
 
-def main(overrides: list[str]) -> None:
+def main(arguments: list[str]) -> None:
+    overrides, output = overrides_and_output(__doc__, arguments)
     curves = {side: losses([*DEFAULTS, *overrides, *own]) for side, own in SIDES.items()}
     plain = curves["plain"]
     differences = {
@@ -57,13 +56,11 @@ def main(overrides: list[str]) -> None:
         "steps": len(plain),
         "largest_difference": differences,
         "losses": {side: curve.tolist() for side, curve in curves.items()},
-        "provenance": provenance(),
     }
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, output / "exactness.json")
     for side, difference in differences.items():
         print(f"{side}: {len(plain)} steps, losses differ by at most {difference:.1e}")
-    print(f"mean loss {plain.mean():.4f}: {OUTPUT}")
+    print(f"mean loss {plain.mean():.4f}: {output / 'exactness.json'}")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ same dropout is drawn many times, and each gradient held against the exact one o
 Relative squared error, total over the sampled layers: sum ||dW_drawn - dW||^2 / sum ||dW||^2, the
 mean over the draws. The last line tells whether the mean of the draws is off by more than it should
 be: its squared distance times the number of draws, over the error of one draw; 1 is expected.
-Written to results/bench/late_error.json.
+Written to outputs/bench/late_error.json, or below --output.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from itertools import product
 from pathlib import Path
@@ -23,13 +22,12 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from experiments.bench.kept import keep, overrides_and_output
 from experiments.config import CONF
-from experiments.records.provenance import provenance
 from experiments.run import runner, training
 from wtacrs import SamplingConfig, apply_
 from wtacrs.config import preset
 
-OUTPUT = Path("results/bench/late_error.json")
 DEFAULTS = ["model=minilm", "task=cola", "memory=plain", "estimator=full", "logging=none"]
 STEPS = (0, 30)  # exact steps before each probe, all in the first epoch
 DRAWS = 16
@@ -62,7 +60,8 @@ def error(model: Any, batch: dict[str, Tensor], estimator: str, center: str, bud
     return {"relative_squared_error": total, "mean_off": off * DRAWS / total}
 
 
-def main(overrides: list[str]) -> None:
+def main(arguments: list[str]) -> None:
+    overrides, output = overrides_and_output(__doc__, arguments)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config: Any = runner.resolve(compose("config", [*DEFAULTS, *overrides]))
     tokenizer, data, model, _ = runner.prepare(config)
@@ -86,8 +85,7 @@ def main(overrides: list[str]) -> None:
             told = f"{one['relative_squared_error']:.3f} (mean off {one['mean_off']:.2f})"
             print(f"step {step}: {estimator}/{center}@{budget:g} {told}")
     result = {"overrides": [*DEFAULTS, *overrides], "draws": DRAWS, "errors": found}
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps({**result, "provenance": provenance()}, indent=2) + "\n")
+    keep(result, output / "late_error.json")
 
 
 if __name__ == "__main__":

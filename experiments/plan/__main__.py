@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import UserError
+from experiments.plan.advice import advice
 from experiments.plan.search import Plan, plan, settings, shown
 from experiments.words import AT_PEAK
 
@@ -37,6 +38,9 @@ def one_table(result: Plan) -> Table:
     table.add_row("operations, of the plain step's", f"{result.relative_flops:.2f}×")
     if result.max_batch_size is not None:
         table.add_row(f"largest batch in {result.config['fits']}", str(result.max_batch_size))
+        for size, peak in (result.peak_bytes_around or {}).items():
+            fits = "fits" if size == result.max_batch_size else "does not"
+            table.add_row(f"  a step at {size}, which {fits}", shown(peak))
     return table
 
 
@@ -68,6 +72,7 @@ def show(results: dict[str, Plan], is_grid: bool) -> None:
         else "Each row differs from conf/plan.yaml and the values given once by what it says."
     )
     Console(width=None if sys.stdout.isatty() else 180).print(table)
+    print(advice([*results.values()]))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Plans that are kept: one JSON file a setting in results/plan, made once (ARCHITECTURE rule 7)."""
+"""Plans that are kept: one JSON file a setting, made once, and again when its code has changed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.plan.rehearsal import Rehearsal
 from experiments.plan.search import largest_batch, parse_bytes, plan, settings
+from experiments.records.code import PLANNER, code_hash
 from experiments.records.provenance import provenance
 from experiments.records.record import config_hash
+from experiments.records.store import write_json
 
 Record = dict[str, Any]
 
 
 def planned_step(overrides: Sequence[str], folder: Path, overwrite: bool = False) -> Record:
-    """The record of one setting: config, memory (bytes), flops, relative_flops, provenance."""
+    """The record of one setting: config, memory, flops, relative_flops, code, provenance."""
 
     def make(config: DictConfig) -> Record:
         result = asdict(plan(config))
         cost = {key: result.pop(key) for key in ("flops", "relative_flops")}
-        del result["max_batch_size"]
+        del result["max_batch_size"], result["peak_bytes_around"]
         return {"config": result.pop("config"), "memory": result, **cost}
 
     return _recorded("step", overrides, folder, overwrite, make)
@@ -59,13 +61,16 @@ def planned_batches(
             "largest_batch": largest,
         }
 
-    return _recorded("batches", overrides, folder, overwrite, make)
+    def lacks(found: Record) -> bool:
+        return not {*fits} <= found["largest_batch"].keys()
+
+    return _recorded("batches", overrides, folder, overwrite, make, lacks)
 
 
-def kept_batches(overrides: Sequence[str], folder: Path) -> Record | None:
-    """What ``planned_batches`` has recorded, or None; nothing is planned."""
-    path = _file("batches", overrides, folder)[1]
-    return json.loads(path.read_text()) if path.exists() else None
+def kept(kind: str, overrides: Sequence[str], folder: Path) -> Path | None:
+    """The file of what was planned of this setting, stale or not; None if there is none."""
+    path = _file(kind, overrides, folder)[1]
+    return path if path.exists() else None
 
 
 def _recorded(
@@ -73,19 +78,27 @@ def _recorded(
     overrides: Sequence[str],
     folder: Path,
     overwrite: bool,
-    make: Callable[[DictConfig], Record],
+    make: Callable[..., Record],
+    lacks: Callable[[Record], bool] = lambda _: False,
 ) -> Record:
-    """The record in the file that the setting names, made if there is none or by ``overwrite``."""
+    """The record that the setting names, made if there is none, if it is stale or by ``overwrite``.
+
+    Args:
+        lacks: whether a record has not all that is asked for.
+    """
     config, path = _file(kind, overrides, folder)
+    code = code_hash(PLANNER)
     if path.exists() and not overwrite:
-        return json.loads(path.read_text())
-    started = time.perf_counter()
-    record = {**make(config), "provenance": provenance()}
-    record["provenance"]["seconds"] = time.perf_counter() - started
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+        found: Record = json.loads(path.read_text(encoding="utf-8"))
+        if found.get("code") == code and not lacks(found):
+            return found
+        print(f"planned again, by code that has changed or for more: {path}")
+    made_by, started = provenance(), time.perf_counter()
+    record = {**make(config), "code": code, "provenance": made_by}
+    made_by["seconds"] = time.perf_counter() - started
+    write_json(record, path)
     print(path)
-    return json.loads(path.read_text())  # as any later reader has it: keys are text
+    return json.loads(path.read_text(encoding="utf-8"))  # as any later reader has it: keys are text
 
 
 def _file(kind: str, overrides: Sequence[str], folder: Path) -> tuple[DictConfig, Path]:

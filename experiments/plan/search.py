@@ -46,6 +46,7 @@ class Plan:
         flops: floating-point operations of the step's matrix products.
         relative_flops: the same over those of the plain step.
         max_batch_size: the largest batch that fits ``config.fits``, 0 for none; None without it.
+        peak_bytes_around: of a step at that size, which fits, and at the next, which does not.
     """
 
     config: dict[str, Any]
@@ -59,6 +60,7 @@ class Plan:
     flops: int
     relative_flops: float
     max_batch_size: int | None
+    peak_bytes_around: dict[int, int] | None
 
 
 def plan(config: DictConfig, *, may_not_fit: bool = False) -> Plan:
@@ -72,12 +74,14 @@ def plan(config: DictConfig, *, may_not_fit: bool = False) -> Plan:
     """
     rehearsal = Rehearsal(config)
     memory, flops = rehearsal.step(config.batch_size)
-    largest = None
+    largest, around = None, None
     if config.fits is not None:
         limit = parse_bytes(config.fits)
         largest = largest_batch(rehearsal.peak_bytes, limit, config.batch_size)
         if largest == 0 and not may_not_fit:
             raise UserError(_too_little(config, rehearsal))
+        around = {size: rehearsal.peak_bytes(size) for size in (largest, largest + 1) if size}
+        assert [peak <= limit for peak in around.values()] == [True, False][-len(around) :]
     return Plan(
         config=OmegaConf.to_container(config),  # type: ignore[arg-type]
         peak_bytes=memory.peak_bytes,
@@ -90,6 +94,7 @@ def plan(config: DictConfig, *, may_not_fit: bool = False) -> Plan:
         flops=flops,
         relative_flops=flops / _plain_flops(_plain(config)),
         max_batch_size=largest,
+        peak_bytes_around=around,
     )
 
 

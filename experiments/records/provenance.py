@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,16 +12,18 @@ from typing import Any
 import torch
 
 from experiments.config import ROOT
+from experiments.records.code import git
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "hydra-core", "numpy", "wtacrs")
+OF_CODE = ("--", ".", ":(exclude)results")
+SOURCES = ("--", "*.py", "*.yaml", ":(exclude)results")
 
 
 def provenance() -> dict[str, Any]:
     """The section ``provenance`` of a record, but for ``seconds``; what is unknown is None."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
     return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": None if status is None else bool(status),
+        "git_commit": git("rev-parse", "HEAD", root=ROOT),
+        "git_dirty": is_dirty(),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -33,14 +34,14 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+def is_dirty() -> bool | None:
+    """Whether the code that runs is not the commit's: a change, or a source file it does not hold.
+
+    ``results/`` does not count: what lies there is made by the code and is no part of it.
+    """
+    changed = git("status", "--porcelain", "--untracked-files=no", *OF_CODE, root=ROOT)
+    added = git("ls-files", "--others", "--exclude-standard", *SOURCES, root=ROOT)
+    return None if changed is None or added is None else bool(changed or added)
 
 
 def _version(name: str) -> str | None:

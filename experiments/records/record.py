@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
-import re
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.records.store import write_json
 
 STATUSES = ("completed", "failed", "out_of_memory", "interrupted")
 # Where things lie and how they are shown does not change what is computed.
@@ -103,40 +101,12 @@ def read_record(path: Path) -> RunRecord:
 
 
 def write_record(record: RunRecord, path: Path) -> None:
-    """Write atomically: a reader sees the old record or the new one, never a part.
-
-    A number that is not finite, which JSON does not know, is written as null.
-    """
-    content = _finite(asdict(record))
+    """Write atomically, as ``experiments.records.store`` does."""
+    content = asdict(record)
     for name in ("variance", "attribution"):
         if content[name] is None:
             del content[name]
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    text = re.sub(r"\[[^][{}]*\]", _on_one_line, text)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide records from colleagues
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _on_one_line(array: re.Match[str]) -> str:
-    # By the line breaks, which no JSON string holds: a bracket may be part of a string.
-    return re.sub(r"\n\s*", " ", re.sub(r"(?<=\[)\n\s*|\n\s*(?=\])", "", array[0]))
+    write_json(content, path)
 
 
 def check_writable(folder: Path) -> None:

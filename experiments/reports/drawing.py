@@ -110,7 +110,7 @@ def ablation_figure(table: pd.DataFrame) -> Any:
     One panel a task, each with its own metric and scale.
 
     Args:
-        table: as ``experiments.reports.tables.aggregate`` gives it.
+        table: as ``experiments.reports.runs.aggregate`` gives it.
     """
     look = looks(table["estimator"])
     tasks = sorted(table["task"].unique())
@@ -137,14 +137,14 @@ def ablation_figure(table: pd.DataFrame) -> Any:
 
 
 def _baseline(axis: Axes, full: pd.DataFrame) -> None:
-    for mean, spread in zip(100 * full["best"], 100 * full["best_std"].fillna(0), strict=True):
+    for mean, spread in zip(100 * full["score"], 100 * full["score_std"].fillna(0), strict=True):
         axis.axhline(mean, color=LOOKS["full"][0], lw=1, label="full")
         axis.axhspan(mean - spread, mean + spread, color=LOOKS["full"][0], alpha=0.1)
 
 
 def _scores(axis: Axes, line: pd.DataFrame, points: float, **look: Any) -> None:
     """Mean and spread of one method, drawn ``points`` to the right of its budgets."""
-    mean, spread = 100 * line["best"], 100 * line["best_std"].fillna(0)
+    mean, spread = 100 * line["score"], 100 * line["score_std"].fillna(0)
     bars(axis, line["budget"], mean, (mean - spread, mean + spread), points, capsize=3, **look)
 
 

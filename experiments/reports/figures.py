@@ -2,6 +2,9 @@
 
 variance: the four figures and the two tables of experiment=variance, from its records.
 ablation: score against budget per method, from the records of runs; named after their folder.
+memory, batches: of what the peak is made, and the largest batches, from plans in results/plan.
+
+Nothing is measured or planned. Files go to outputs/figures and outputs/tables, or below --output.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from experiments.errors import UserError
+from experiments.records.planned import read_planned
+from experiments.records.record import read_record
+from experiments.reports.commits import commit_note
 from experiments.reports.drawing import (
     STYLE,
     ablation_figure,
@@ -27,7 +33,8 @@ from experiments.reports.drawing import (
     panels,
     save,
 )
-from experiments.reports.tables import aggregate, load_runs
+from experiments.reports.memory_figures import batch_figure, memory_figure
+from experiments.reports.runs import aggregate, load_runs
 from experiments.reports.variance_data import (
     RUN,
     SOURCES,
@@ -162,15 +169,33 @@ def variance(folder: Path, output: Path, name: str) -> None:
     save(source_figure(errors), output / "figures" / f"{name}_source")
     save(winners_figure(winners, errors), output / "figures" / f"{name}_winners")
     (output / "tables").mkdir(parents=True, exist_ok=True)
+    note = commit_note(read_record(path).provenance for path in sorted(folder.glob("*.json")))
     for end, text in (("", variance_table(errors)), ("_probes", probe_table(errors))):
         path = output / "tables" / f"{name}{end}.md"
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text + note, encoding="utf-8")
         print(path)
 
 
 def ablation(folder: Path, output: Path, name: str) -> None:
     """The figure of experiment=ablation, and of experiment=centred."""
-    save(ablation_figure(aggregate(load_runs(folder))), output / "figures" / name)
+    table = aggregate(load_runs(folder))
+    done = table[table["n"] > 0]
+    if done.empty:
+        raise UserError(f"{folder} holds no completed run, so there is no score to draw")
+    save(ablation_figure(done), output / "figures" / name)
+
+
+def memory(folder: Path, output: Path, name: str) -> None:
+    """The figure of the parts of the peak."""
+    save(memory_figure(read_planned(folder, "table2")), output / "figures" / "memory_breakdown")
+
+
+def batches(folder: Path, output: Path, name: str) -> None:
+    """The figure of the largest batches."""
+    save(batch_figure(read_planned(folder, "batches")), output / "figures" / "memory_batch")
+
+
+KINDS = {"variance": variance, "ablation": ablation, "memory": memory, "batches": batches}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -179,20 +204,27 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = {"variance": variance, "ablation": ablation}
-    parser.add_argument("kind", choices=kinds)
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("records", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("results"))
+    parser.add_argument("--output", type=Path, default=Path("outputs"))
     parser.add_argument("--name", help="how files begin; else the folder of the records is it")
     options = parser.parse_args(arguments)
-    name = options.name or options.records.resolve().name
     try:
-        with plt.rc_context(STYLE):
-            kinds[options.kind](options.records, options.output, name)
+        draw(options.kind, options.records, options.output, options.name)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def draw(kind: str, folder: Path, output: Path, name: str | None = None) -> None:
+    """Draw one of ``KINDS`` in the project's style, below ``output``.
+
+    Raises:
+        UserError: the folder does not hold its records.
+    """
+    with plt.rc_context(STYLE):
+        KINDS[kind](folder, output, name or folder.resolve().name)
 
 
 if __name__ == "__main__":

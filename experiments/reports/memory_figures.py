@@ -1,27 +1,22 @@
-"""Plans -> figures, SVG and PNG: python -m experiments.reports.memory_figures batch, or memory.
+"""The figures of planned memory, from the records of ``experiments.plan.published``.
 
-memory: of what the peak is made, per method, for the settings of ``experiments.reports.table2``.
-batch: the peak against the batch size, and the largest batch in 24, 40 and 80 GiB, per method, with
-parameters, gradients and optimizer state in bf16.
+memory: of what the peak is made, per method, for the settings of Table 2.
+batches: the peak against the batch size, and the largest batch in 24, 40 and 80 GiB, per method,
+with parameters, gradients and optimizer state in bf16.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.errors import UserError
-from experiments.plan.kept import Record, kept_batches, planned_batches
-from experiments.reports.drawing import STYLE, save
-from experiments.reports.table2 import FULL, METHODS, plan_all
+from experiments.records.planned import FULL, Planned
 from experiments.words import AT_PEAK, GIB
+
+Record = dict[str, Any]
 
 PARTS = {  # at the peak; Okabe and Ito's colours
     "parameter": "#000000",
@@ -30,8 +25,7 @@ PARTS = {  # at the peak; Okabe and Ito's colours
     "saved": "#0072B2",
     "temporary": "#56B4E9",
 }
-MODELS = {"T5-Large": "t5_large", "T5-3B": "t5_3b"}
-COLOURS = {  # the methods of the figure about batches
+COLOURS = {  # the methods of the figure about batches; what has no plan is left out
     FULL: "#000000",
     "LoRA": "#999999",
     "checkpoint": "#CC79A7",
@@ -39,12 +33,12 @@ COLOURS = {  # the methods of the figure about batches
     "LoRA+WTA-CRS@0.1": "#0072B2",
     "lean@0.3": "#E69F00",
     "LoRA+lean@0.1": "#D55E00",
+    "leanest@0.3": "#009E73",
 }
 FITS = ("24GiB", "40GiB", "80GiB")
-SIZE = ("batch_size=32", "max_length=128", "target_length=2", "precision=bf16", "device=cuda")
 
 
-def memory_figure(records: dict[str, dict[str, Record]]) -> Any:
+def memory_figure(records: Planned) -> Any:
     """A bar a method, stacked by what is alive at the peak; one panel a model."""
     figure, axes = plt.subplots(1, len(records), figsize=(11, 5.2), sharey=True)
     for axis, (model, methods) in zip(axes, records.items(), strict=True):
@@ -71,25 +65,29 @@ def memory_figure(records: dict[str, dict[str, Record]]) -> Any:
     return figure
 
 
-def batch_figure(records: dict[str, dict[str, Record]]) -> Any:
+def batch_figure(records: Planned) -> Any:
     """Above, peak against batch size with the memories as lines; below, the largest batches."""
     figure, axes = plt.subplots(2, len(records), figsize=(11, 8))
+    shown: dict[str, Any] = {}
     for column, (model, methods) in zip(axes.T, records.items(), strict=True):
         _curves(column[0], methods)
         _bars(column[1], methods)
         column[0].set_title(f"{model}, parameters and optimizer in bf16")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=4)
+        handles, labels = column[0].get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    figure.legend(shown.values(), shown, loc="upper center", ncols=4)
     figure.tight_layout(rect=(0, 0, 1, 0.92))
     return figure
 
 
 def _curves(axis: Axes, methods: dict[str, Record]) -> None:
+    """Lines through all that was planned, with a point at each largest batch alone."""
     for method, record in methods.items():
-        points = {int(b): peak / GIB for b, peak in record["peak_bytes_by_batch"].items()}
-        axis.plot(
-            *zip(*points.items(), strict=True), marker=".", color=COLOURS[method], label=method
-        )
+        peaks = {int(b): peak / GIB for b, peak in record["peak_bytes_by_batch"].items()}
+        largest = {b: peaks[b] for b in record["largest_batch"].values() if b}
+        axis.plot(*zip(*peaks.items(), strict=True), color=COLOURS[method], label=method)
+        if largest:
+            axis.plot(*zip(*largest.items(), strict=True), "o", ms=4, color=COLOURS[method])
     for fits in FITS:
         gib = float(fits.removesuffix("GiB"))
         axis.axhline(gib, color="black", lw=0.8, ls=":")
@@ -116,67 +114,3 @@ def _bars(axis: Axes, methods: dict[str, Record]) -> None:
     axis.margins(y=0.15)
     axis.grid(axis="x", visible=False)
     axis.set_axisbelow(True)
-
-
-def plan_batches(folder: Path, overwrite: bool) -> dict[str, dict[str, Record]]:
-    """Model -> method -> record of its peaks by batch size."""
-
-    def make(overrides: Sequence[str]) -> Record:
-        return planned_batches(overrides, FITS, folder, overwrite)
-
-    return _for_all(make)
-
-
-def read_batches(folder: Path) -> dict[str, dict[str, Record]]:
-    """The same, of what has a record: a method without one is missing.
-
-    Raises:
-        UserError: a model has none.
-    """
-    records = _for_all(lambda overrides: kept_batches(overrides, folder))
-    for title, methods in records.items():
-        if not methods:
-            raise UserError(
-                f"{folder} holds no batch sizes of {title}; plan them: make figure-batch"
-            )
-    return records
-
-
-def _for_all(record: Callable[[Sequence[str]], Record | None]) -> dict[str, dict[str, Record]]:
-    found = {
-        title: {m: record((f"model={model}", *SIZE, *METHODS[m])) for m in COLOURS}
-        for title, model in MODELS.items()
-    }
-    return {title: {m: r for m, r in rs.items() if r is not None} for title, rs in found.items()}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.reports.memory_figures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kinds = {"memory": (plan_all, memory_figure), "batch": (plan_batches, batch_figure)}
-    parser.add_argument("kind", choices=kinds)
-    parser.add_argument("--records", type=Path, default=Path("results/plan"))
-    parser.add_argument("--output", type=Path, default=Path("results/figures"))
-    parser.add_argument("--overwrite", action="store_true", help="plan again what has a record")
-    parser.add_argument("--recorded", action="store_true", help="batch: draw what has a record")
-    options = parser.parse_args(arguments)
-    make, draw = kinds[options.kind]
-    try:
-        if options.recorded and options.kind == "batch":
-            records = read_batches(options.records)
-        else:
-            records = make(options.records, options.overwrite)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    with plt.rc_context(STYLE):
-        name = "memory_breakdown" if options.kind == "memory" else "memory_batch"
-        save(draw(records), options.output / name)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,16 +22,16 @@ def paired_to_full(runs: pd.DataFrame, group: list[str], keys: list[str]) -> pd.
     in it. With fewer than two pairs, and for the plain full itself, all but pairs is missing.
 
     Args:
-        runs: a row a run, as ``experiments.reports.tables.load_runs`` gives it.
+        runs: a row a run, as ``experiments.reports.runs.load_runs`` gives it.
         group: columns within which runs are compared.
         keys: columns that name a method within its group, ``group`` among them.
     """
     plain = (runs["estimator"] == "full") & (runs["memory"] == "plain")
-    full = runs[plain].groupby([*group, "seed"])["best"].mean().rename("full")
+    full = runs[plain].groupby([*group, "seed"])["score"].mean().rename("full")
     # A seed that ran twice, with other things measured, is one pair.
-    scores = runs.groupby([*keys, "seed"], dropna=False)["best"].mean().reset_index()
+    scores = runs.groupby([*keys, "seed"], dropna=False)["score"].mean().reset_index()
     scores = scores.join(full, on=[*group, "seed"])
-    scores["difference"] = scores["best"] - scores["full"]
+    scores["difference"] = scores["score"] - scores["full"]
     itself = (scores["estimator"] == "full") & (scores["memory"] == "plain")
     scores.loc[itself, "difference"] = np.nan
     found = scores.groupby(keys, dropna=False)["difference"].agg(["count", "mean", "std"])

@@ -1,5 +1,6 @@
 """The paper's Table 2, planned, and ours beside it: python -m experiments.reports.table2.
 
+It reads the records that ``python -m experiments.plan.published table2`` makes, and plans nothing.
 T5-Base and T5-Large, batch 100, sequence 128, float32, AdamW, dropout 0.1, targets of 2 tokens.
 Published numbers: results/paper/table2.csv, from Table 2 of arXiv 2305.15265. They are of another
 machine, another transformers and a unit of its own, so compressions are compared, not bytes.
@@ -14,88 +15,66 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.config import ROOT
 from experiments.errors import UserError
-from experiments.plan.kept import Record, planned_step
+from experiments.records.planned import FULL, Planned, read_planned
+from experiments.reports.commits import commit_note
+from experiments.reports.latex import latex
 from experiments.reports.tables import splice
 from experiments.words import GIB, MISSING
 
-MODELS = {"T5-Base": "t5_base", "T5-Large": "t5_large"}
-SIZE = ("batch_size=100", "max_length=128", "target_length=2", "precision=fp32", "device=cuda")
-FULL = "Full"
-METHODS = {  # names of the paper's rows as the paper has them; full attends as its code does
-    FULL: ("memory=plain", "memory.attention=eager"),
-    "LoRA": ("memory=plain", "memory.attention=eager", "tuning=lora"),
-    "WTA-CRS@0.3": ("memory=paper", "budget=0.3"),
-    "WTA-CRS@0.1": ("memory=paper", "budget=0.1"),
-    "LoRA+WTA-CRS@0.3": ("memory=paper", "budget=0.3", "tuning=lora"),
-    "LoRA+WTA-CRS@0.1": ("memory=paper", "budget=0.1", "tuning=lora"),
-    "Full, sdpa": ("memory=plain", "memory.attention=sdpa"),
-    "checkpoint": ("memory=checkpoint",),
-    "lean@0.3, nothing recomputed": ("memory=lean", "memory.recompute=none", "budget=0.3"),
-    "lean@0.1, nothing recomputed": ("memory=lean", "memory.recompute=none", "budget=0.1"),
-    "lean@0.3": ("memory=lean", "budget=0.3"),
-    "lean@0.1": ("memory=lean", "budget=0.1"),
-    "leanest@0.3": ("memory=leanest", "budget=0.3"),
-    "leanest@0.1": ("memory=leanest", "budget=0.1"),
-    "LoRA+lean@0.3": ("memory=lean", "budget=0.3", "tuning=lora"),
-    "LoRA+lean@0.1": ("memory=lean", "budget=0.1", "tuning=lora"),
-    "LoRA+checkpoint": ("memory=checkpoint", "tuning=lora"),
-    "LoRA+leanest@0.3": ("memory=leanest", "budget=0.3", "tuning=lora"),
-}
+Record = dict[str, Any]
+
 PAPER_UNIT = 1000 * 2**20  # bytes in the paper's "GB"
 NOTE = """
 Batch 100, sequence 128, targets of 2 tokens, float32, AdamW, dropout 0.1; planned for CUDA's
-kernels. Operations are those of matrix products. Column "paper": Table 2 of arXiv 2305.15265.
+kernels. Operations are those of matrix products. Column "paper": Table 2 of arXiv 2305.15265; a
+row that only the paper has is missing here.
 """
+CAUSE = "cause of more than 5 %"
 TOLERANCE = 0.05  # a compression that differs by more has its cause named
 
 
-def plan_all(folder: Path, overwrite: bool = False) -> dict[str, dict[str, Record]]:
-    """Model -> method -> record of its planned step; what has a record is not planned again."""
-    return {
-        title: {
-            method: planned_step((f"model={model}", *SIZE, *overrides), folder, overwrite)
-            for method, overrides in METHODS.items()
-        }
-        for title, model in MODELS.items()
-    }
-
-
-def table(records: dict[str, dict[str, Record]], paper: pd.DataFrame) -> pd.DataFrame:
+def table(records: Planned, paper: pd.DataFrame) -> pd.DataFrame:
     """One row a model and method: bytes, compressions, operations, and the cause of a difference.
 
+    The paper's methods come first and in its order, with what is ours missing where it has no plan.
+
     Args:
-        records: as ``plan_all`` gives them.
+        records: as ``read_planned`` gives them.
         paper: model, method, peak_gb, compression.
     """
     published = paper.set_index(["model", "method"])
     rows = []
     for model, methods in records.items():
-        full = methods[FULL]
-        for method, record in methods.items():
-            memory = record["memory"]
+        theirs = paper.loc[paper["model"] == model, "method"]
+        for method in dict.fromkeys([*theirs, *methods]):
             known = (model, method) in published.index
-            row = {
-                "model": model,
-                "method": method,
-                "peak_bytes": memory["peak_bytes"],
-                "compression": full["memory"]["peak_bytes"] / memory["peak_bytes"],
-                "paper_peak_bytes": None,
-                "paper_compression": None,
-                "difference": None,
-                "flops_ratio": record["flops"] / full["flops"],
-                **{f"{part}_at_peak_bytes": count for part, count in memory["at_peak"].items()},
-                "cause": "",
-            }
+            row = {"model": model, "method": method, **_ours(methods.get(method), methods[FULL])}
+            row |= {"paper_peak_bytes": None, "paper_compression": None, "difference": None}
+            row["cause"] = ""
             if known:
                 row["paper_peak_bytes"] = published.loc[(model, method), "peak_gb"] * PAPER_UNIT
                 row["paper_compression"] = published.loc[(model, method), "compression"]
+            if known and method in methods:
                 row["difference"] = row["compression"] / row["paper_compression"] - 1
                 if abs(row["difference"]) > TOLERANCE:
                     paper_full = published.loc[(model, FULL), "peak_gb"] * PAPER_UNIT
-                    row["cause"] = cause(row, record, full, paper_full)
+                    row["cause"] = cause(row, methods[method], methods[FULL], paper_full)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _ours(record: Record | None, full: Record) -> dict[str, Any]:
+    if record is None:
+        return {"peak_bytes": None, "compression": None, "flops_ratio": None}
+    memory = record["memory"]
+    return {
+        "peak_bytes": memory["peak_bytes"],
+        "compression": full["memory"]["peak_bytes"] / memory["peak_bytes"],
+        "flops_ratio": record["flops"] / full["flops"],
+        **{f"{part}_at_peak_bytes": count for part, count in memory["at_peak"].items()},
+    }
 
 
 def cause(row: dict[str, Any], record: Record, full: Record, paper_full: float) -> str:
@@ -132,14 +111,46 @@ def display(rows: pd.DataFrame) -> pd.DataFrame:
         {
             "model": rows["model"],
             "method": rows["method"],
-            "peak GiB": (rows["peak_bytes"] / GIB).map("{:.2f}".format),
-            "full / peak": rows["compression"].map("{:.2f}×".format),
+            "peak GiB": [cell(value / GIB, "{:.2f}") for value in rows["peak_bytes"].astype(float)],
+            "full / peak": [cell(value, "{:.2f}×") for value in rows["compression"]],
             "paper": [cell(value, "{:.3g}×") for value in rows["paper_compression"]],
             "difference": [cell(value, "{:+.0%}") for value in rows["difference"]],
-            "operations / full": rows["flops_ratio"].map("{:.2f}×".format),
-            "cause of more than 5 %": rows["cause"],
+            "operations / full": [cell(value, "{:.2f}×") for value in rows["flops_ratio"]],
+            CAUSE: rows["cause"],
         }
     )
+
+
+def write(folder: Path, paper: Path, output: Path, document: Path | None = None) -> str:
+    """Write ``output``.md, .csv and .tex; returns the Markdown table with what stands below it.
+
+    Args:
+        folder: of the plans.
+        paper: the published numbers.
+        document: where the table, without its causes, stands between its marks too.
+
+    Raises:
+        UserError: no plans, or a document without marks.
+    """
+    records = read_planned(folder, "table2")
+    rows = table(records, pd.read_csv(paper))
+    text = display(rows)
+    short = text.drop(columns=CAUSE)
+    made = [record["provenance"] for methods in records.values() for record in methods.values()]
+    note = commit_note(made)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(output.with_suffix(".csv"), index=False, float_format="%.12g")
+    output.with_suffix(".tex").write_text(latex(short), encoding="utf-8")
+    markdown = _markdown(text)
+    output.with_suffix(".md").write_text(f"{markdown}{NOTE}{note}", encoding="utf-8")
+    if document is not None:
+        splice(document, f"{_markdown(short)}{note}", "table2")
+    return markdown + note
+
+
+def _markdown(text: pd.DataFrame) -> str:
+    sides = ["left" if name in ("model", "method", CAUSE) else "right" for name in text]
+    return text.to_markdown(index=False, disable_numparse=True, colalign=sides) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,30 +158,16 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m experiments.reports.table2", description=__doc__
     )
     parser.add_argument("--records", type=Path, default=Path("results/plan"))
-    parser.add_argument("--paper", type=Path, default=Path("results/paper/table2.csv"))
-    parser.add_argument("--output", type=Path, default=Path("results/tables/table2"))
-    parser.add_argument("--splice", type=Path, help="put T5-Base's rows into this document")
-    parser.add_argument("--overwrite", action="store_true", help="plan again what has a record")
+    parser.add_argument("--paper", type=Path, default=ROOT / "results/paper/table2.csv")
+    parser.add_argument("--output", type=Path, default=Path("outputs/tables/table2"))
+    parser.add_argument("--splice", type=Path, help="put the table into this document too")
     options = parser.parse_args(arguments)
     try:
-        records = plan_all(options.records, options.overwrite)
+        print(write(options.records, options.paper, options.output, options.splice))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    rows = table(records, pd.read_csv(options.paper))
-    text = display(rows)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(options.output.with_suffix(".csv"), index=False)
-    alignment = ["right" if name[0] in "pfdo" else "left" for name in text]
-    markdown = text.to_markdown(index=False, disable_numparse=True, colalign=alignment)
-    options.output.with_suffix(".md").write_text(f"{markdown}\n{NOTE}")
-    if options.splice is not None:
-        short = text[text["model"] == "T5-Base"].drop(columns=["model", "cause of more than 5 %"])
-        lines = short.to_markdown(
-            index=False, disable_numparse=True, colalign=["left"] + ["right"] * 5
-        )
-        splice(options.splice, f"{lines}\n", "table2")
-    print(markdown)
+    print(f"{options.output.with_suffix('.md')}, .csv and .tex")
     return 0
 
 

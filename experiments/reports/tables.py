@@ -1,9 +1,10 @@
-"""Records -> one Markdown and one CSV table: python -m experiments.reports.tables results/runs.
+"""Records -> a table in Markdown, CSV and LaTeX: python -m experiments.reports.tables outputs/runs.
 
 A row is a method, a budget and a memory preset; seeds are averaged, with their number and standard
 deviation beside the mean. Ratios, and differences paired by seed (``paired``), are against the
-plain model (estimator "full", memory "plain") of the same task, model, tuning and settings. What is
-not known is shown as missing.
+plain model (estimator "full", memory "plain") of the same task, model, tuning and settings. The
+paper's score stands beside ours where it has one. Runs that failed, ran out of memory or were
+interrupted are counted in the cell of the score. What is not known is shown as missing.
 """
 
 from __future__ import annotations
@@ -18,98 +19,23 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import UserError
-from experiments.records.record import RunRecord, config_hash, read_record
-from experiments.reports.paired import paired_to_full
-from experiments.words import MIB, MISSING, method_name
+from experiments.reports.commits import commit_note
+from experiments.reports.latex import latex
+from experiments.reports.paper import paper_scores
+from experiments.reports.runs import NOT_DONE, PROTOCOLS, aggregate, load_runs
+from experiments.words import MIB, MISSING
 
-# What tells settings apart once the method (estimator, budget, memory) and the seed are taken away.
-# Runs that measured memory alone have no metric, and a baseline of their own.
-GROUP = ["task", "model", "tuning", "settings", "metric"]
-METHOD = ("estimator", "budget", "memory")
-
-
-def load_runs(folder: Path) -> pd.DataFrame:
-    """One row a completed record of ``folder``, sorted.
-
-    Raises:
-        UserError: the folder is missing or holds no completed record.
-        RecordError: a file in it is not a record.
-    """
-    records = [read_record(path) for path in sorted(folder.glob("*.json"))]
-    rows = [_row(record) for record in records if record.status == "completed"]
-    if not rows:
-        raise UserError(
-            f"{folder} holds no completed record ({len(records)} others); make some with "
-            f"python run.py results_dir={folder}"
-        )
-    return pd.DataFrame(rows).sort_values([*GROUP, "order", "budget", "seed"])
+SCORES = {"paper": "score at best epoch", "held_out": "score, held out"}
+_WORDS = ("task", "model", "tuning", "estimator", "memory", "settings", "metric", "against full")
 
 
-def _row(record: RunRecord) -> dict[str, Any]:
-    config, memory = record.config, record.memory or {}
-    estimator = config["estimator"]["name"]
-    sampled = estimator != "full"  # else the settings of sampling say nothing
-    preset = config.get("memory", {}).get("name", "linear")
-    if not sampled and preset == "linear":
-        preset = "plain"
-    method = {name: config[name] for name in ("estimator", "memory") if name in config}
-    if not sampled:
-        method.pop("estimator")
-    return {
-        "task": config["task"]["name"],
-        "model": config["model"]["name"],
-        "tuning": config["tuning"]["name"],
-        "settings": config_hash(config, without=(*METHOD, "seed", "measure")),
-        "estimator": method_name(estimator, config["estimator"].get("center")),
-        "order": sampled,
-        "budget": config["budget"],
-        "grad_norms": config["estimator"].get("grad_norms") if sampled else None,
-        "memory": preset,
-        "method": config_hash(method),
-        "seed": config["seed"],
-        "metric": (record.metrics or {}).get("main", MISSING),
-        "best": (record.metrics or {}).get("best"),
-        "last": (record.metrics or {}).get("last"),
-        "peak_bytes": memory.get("peak_bytes"),
-        "saved_bytes": memory.get("saved_bytes"),
-        "samples_per_second": (record.throughput or {}).get("samples_per_second"),
-    }
-
-
-def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation and number over seeds; differences and ratios to full."""
-    keys = [*GROUP, "estimator", "order", "budget", "grad_norms", "memory", "method"]
-    table = (
-        runs.groupby(keys, dropna=False)
-        .agg(
-            best=("best", "mean"),
-            best_std=("best", "std"),  # of a sample: unknown for one seed
-            last=("last", "mean"),
-            last_std=("last", "std"),
-            n=("seed", "nunique"),
-            peak_bytes=("peak_bytes", "mean"),
-            saved_bytes=("saved_bytes", "mean"),
-            samples_per_second=("samples_per_second", "mean"),
-        )
-        .reset_index()
-        .merge(paired_to_full(runs, GROUP, keys), "left", keys, validate="one_to_one")
-        .sort_values([*GROUP, "order", "estimator", "budget", "memory"])
-    )
-    measures = ["peak_bytes", "saved_bytes", "samples_per_second"]
-    plain = (table["estimator"] == "full") & (table["memory"] == "plain")
-    full = table[plain].set_index(GROUP)[measures]
-    baseline = table[GROUP].join(full, on=GROUP)[measures]
-    for name in ("peak_bytes", "saved_bytes"):
-        table[f"{name}_full_ratio"] = baseline[name] / table[name]  # 2.0: half of full's bytes
-    table["speed_ratio"] = table["samples_per_second"] / baseline["samples_per_second"]
-    return table.drop(columns="order").reset_index(drop=True)
-
-
-def display(table: pd.DataFrame) -> pd.DataFrame:
+def display(table: pd.DataFrame, protocol: str = "paper") -> pd.DataFrame:
     """The aggregated table as text cells, in the paper's manner; scores times 100."""
     ambiguous = table.duplicated(["task", "model", "tuning", "estimator", "budget", "memory"]).any()
+    # The paper's scores are those of the best epoch, so they stand beside no other.
+    published = paper_scores(table) if protocol == "paper" else pd.Series(MISSING, table.index)
     rows = []
-    for _, row in table.iterrows():
+    for at, row in table.iterrows():
         full = row["estimator"] == "full"
         rows.append(
             {
@@ -121,10 +47,11 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
                 # Only where names do not tell rows apart: the hashes, as in the CSV.
                 **({"settings": f"{row['settings']} {row['method']}"} if ambiguous else {}),
                 "metric": row["metric"],
-                "best epoch": _score(row, "best"),
-                "last epoch": _score(row, "last"),
+                SCORES[protocol]: _with_failures(row, _score(row, "score")),
+                **({"paper": published[at]} if (published != MISSING).any() else {}),
+                "score at last epoch": _score(row, "last"),
                 "n": str(row["n"]),
-                "best − full [95 %]": _difference(row),
+                "score − full [95 %]": _difference(row),
                 "against full": _cell(row["against_full"], "{}"),
                 "peak MiB": _cell(row["peak_bytes"] / MIB, "{:.1f}"),
                 "full / peak": _cell(row["peak_bytes_full_ratio"], "{:.2f}×"),
@@ -142,8 +69,18 @@ def _cell(value: Any, text: str) -> str:
 
 
 def _score(row: pd.Series, name: str) -> str:
-    mean = _cell(100 * row[name], "{:.1f}")
-    return f"{mean} ± {_cell(100 * row[f'{name}_std'], '{:.1f}')}"
+    if pd.isna(row[name]):
+        return MISSING
+    return f"{100 * row[name]:.1f} ± {_cell(100 * row[f'{name}_std'], '{:.1f}')}"
+
+
+def _with_failures(row: pd.Series, score: str) -> str:
+    """The score with what did not complete: "3 failed", or "27.2 ± 2.0 (1 out of memory)"."""
+    words = [f"{row[name]} {name.replace('_', ' ')}" for name in NOT_DONE if row[name]]
+    if not words:
+        return score
+    text = ", ".join(words)
+    return text if score == MISSING else f"{score} ({text})"
 
 
 def _difference(row: pd.Series) -> str:
@@ -154,14 +91,22 @@ def _difference(row: pd.Series) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]{pairs}"
 
 
-def write_tables(folder: Path, output: Path) -> pd.DataFrame:
-    """Write ``output``.md and ``output``.csv from the records in ``folder``; returns the text."""
-    table = aggregate(load_runs(folder))
-    text = display(table)
+def write_tables(folder: Path, output: Path, protocol: str = "paper") -> pd.DataFrame:
+    """Write ``output``.md, .csv and .tex from the records in ``folder``; returns the text."""
+    runs = load_runs(folder, protocol)
+    table = aggregate(runs)
+    text = display(table, protocol)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".md").write_text(markdown(text))
-    table.to_csv(output.with_suffix(".csv"), index=False)
+    output.with_suffix(".md").write_text(markdown(text) + note(runs), encoding="utf-8")
+    output.with_suffix(".tex").write_text(latex(text, words=5), encoding="utf-8")
+    table.to_csv(output.with_suffix(".csv"), index=False, float_format="%.12g")
     return text
+
+
+def note(runs: pd.DataFrame) -> str:
+    """What is said below a table of these runs: whether they mix commits."""
+    places = runs[["commit", "dirty"]].set_axis(["git_commit", "git_dirty"], axis=1)
+    return commit_note(places.to_dict("records"))  # type: ignore[arg-type]
 
 
 def markdown(text: pd.DataFrame) -> str:
@@ -184,23 +129,33 @@ def splice(document: Path, table: str, mark: str) -> None:
     document.write_text(f"{before}{begin}\n{table}{end}{after}", encoding="utf-8")
 
 
-_WORDS = ("task", "model", "tuning", "estimator", "memory", "settings", "metric", "against full")
+def splice_task(
+    document: Path, folder: Path, text: pd.DataFrame, task: str | None, mark: str
+) -> None:
+    """Put the rows of ``task``, or all, of a written table into ``document``."""
+    runs = load_runs(folder)
+    if task is not None:
+        text, runs = text[text["task"] == task], runs[runs["task"] == task]
+    splice(document, markdown(text) + note(runs), mark)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.reports.tables", description=__doc__
+        prog="python -m experiments.reports.tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("records", type=Path, nargs="?", default=Path("results/runs"))
-    parser.add_argument("--output", type=Path, default=Path("results/tables/runs"))
+    parser.add_argument("records", type=Path, nargs="?", default=Path("outputs/runs"))
+    parser.add_argument("--output", type=Path, help="default: outputs/tables/NAME OF THE FOLDER")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper")
     parser.add_argument("--splice", type=Path, help="also put the table into this document")
     parser.add_argument("--task", help="put in the rows of this task alone")
     options = parser.parse_args(arguments)
+    output = options.output or Path("outputs/tables") / options.records.resolve().name
     try:
-        text = write_tables(options.records, options.output)
+        text = write_tables(options.records, output, options.protocol)
         if options.splice is not None:
-            rows = text if options.task is None else text[text["task"] == options.task]
-            splice(options.splice, markdown(rows), options.output.name)
+            splice_task(options.splice, options.records, text, options.task, output.name)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -208,7 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
     for row in text.itertuples(index=False):
         shown.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 240).print(shown)
-    print(f"{options.output.with_suffix('.md')} and .csv")
+    print(note(load_runs(options.records)), end="")
+    print(f"{output.with_suffix('.md')}, .csv and .tex")
     return 0
 
 

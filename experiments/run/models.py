@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -20,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from experiments.config import CONF
 from experiments.errors import UserError
 from experiments.run.text2text import is_text_to_text
 
@@ -33,6 +36,20 @@ PARTS = {
 
 class ModelError(UserError):
     """A model that cannot be had."""
+
+
+def model_name(config: Any) -> str:
+    """The name of the group ``model``, or of what ``model.path`` names in place of the group's own.
+
+    So two folders are two models in records and tables. The name is the last part of the path.
+    """
+    group = CONF / "model" / f"{config.name}.yaml"
+    if not group.is_file() or not isinstance(config.path, str):
+        return config.name
+    usual = OmegaConf.to_container(OmegaConf.load(group), resolve=True)
+    if config.path == usual["path"]:  # type: ignore[index,call-overload]
+        return config.name
+    return re.sub(r"[^\w.]+", "_", Path(config.path).expanduser().resolve().name) or config.name
 
 
 def load_tokenizer(config: Any) -> PreTrainedTokenizerBase | None:

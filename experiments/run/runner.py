@@ -31,10 +31,11 @@ from experiments.records.record import (
     record_path,
     write_record,
 )
+from experiments.records.running import marked
 from experiments.run import checkpoints, measure, training, tuning
 from experiments.run.attribution import measure_alone
 from experiments.run.memory import check_memory, save_memory
-from experiments.run.models import load_model, load_tokenizer
+from experiments.run.models import load_model, load_tokenizer, model_name
 from experiments.run.probe import VarianceProbe
 from experiments.run.summary import show
 from experiments.run.tasks import TaskData, load_task
@@ -62,12 +63,13 @@ def run(config: DictConfig) -> RunRecord:
     except UserError as error:
         raise RunError(str(error)) from error
     if done is not None:
-        print(f"skipped, completed before: {path}")
+        print(f"skipped, completed before: {path}; overwrite=true runs it again")
         return done
     record = RunRecord("failed", OmegaConf.to_container(config), provenance=provenance())  # type: ignore[arg-type]
     started = time.perf_counter()
     try:
-        carry_out(config, record, CHECKPOINTS / path.stem)
+        with marked(path, record.config):
+            carry_out(config, record, CHECKPOINTS / path.stem)
         record.status = "completed"
     except BaseException as error:
         record.status = status_of(error)
@@ -93,6 +95,7 @@ def resolve(config: DictConfig) -> DictConfig:
         UserError: a value outside its rule.
     """
     config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[assignment]
+    config.model.name = model_name(config.model)
     for module in config.plugins:
         try:
             importlib.import_module(module)

@@ -27,7 +27,9 @@ def show(record: RunRecord, path: Path) -> None:
         main, loss = metrics["main"], metrics["train_loss"]
         table.add_row(f"{main}, best", f"{metrics['best']:.4f} (epoch {metrics['best_epoch']:g})")
         table.add_row(f"{main}, last", f"{metrics['last']:.4f}")
-        table.add_row("training loss", f"{loss:.4f}" if math.isfinite(loss) else MISSING)
+        # A loss that is not finite is null once it is read from a record.
+        known = loss is not None and math.isfinite(loss)
+        table.add_row("training loss", f"{loss:.4f}" if known else MISSING)
     if (memory := record.memory) is not None:
         table.add_row("peak memory", f"{_mib(memory['peak_bytes'])} MiB ({memory['device']})")
         parts = [f"{name} {_mib(size)}" for name, size in memory.get("at_peak", {}).items() if size]

@@ -32,6 +32,7 @@ SIZES = ("num_hidden_layers=12", "hidden_size=256", "intermediate_size=1024")
 KEYS = {
     *("config", "peak_bytes", "parameter_bytes", "gradient_bytes", "optimizer_bytes"),
     *("saved_bytes", "temporary_bytes", "at_peak", "flops", "relative_flops", "max_batch_size"),
+    "peak_bytes_around",
 }
 METHODS = {
     "bert-eager": (*BERT, "memory=plain", "memory.attention=eager"),
@@ -110,6 +111,10 @@ def test_json_is_one_object(capsys):
     fits = json.loads(printed(capsys, *BERT, "memory=plain", "output=json", "fits=4MiB"))
     assert fits["peak_bytes"] == result["peak_bytes"]  # of the batch asked for, whatever fits
     assert fits["max_batch_size"] > 4
+    assert result["peak_bytes_around"] is None
+    (size, fitting), (next_size, next_peak) = fits["peak_bytes_around"].items()
+    assert (int(size), int(next_size)) == (fits["max_batch_size"], fits["max_batch_size"] + 1)
+    assert fitting <= 4 * 2**20 < next_peak
 
 
 def test_grid_is_one_array_without_repetition(capsys):
@@ -123,6 +128,7 @@ def test_grid_is_one_array_without_repetition(capsys):
     assert len(json.loads(printed(capsys, "-m", *BERT, "memory=plain", "output=json"))) == 1
     too_little = json.loads(printed(capsys, *BERT, "-m", "output=json", "fits=1MiB"))
     assert too_little[0]["max_batch_size"] == 0
+    assert [*too_little[0]["peak_bytes_around"]] == ["1"]
 
 
 def test_tables(capsys):

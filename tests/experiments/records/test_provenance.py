@@ -5,6 +5,7 @@ import subprocess
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
+import pytest
 import torch
 
 from experiments.records import provenance as module
@@ -37,17 +38,34 @@ def test_outside_a_repository(monkeypatch, tmp_path):
     assert provenance()["git_commit"] is provenance()["git_dirty"] is None
 
 
-def test_dirty_is_about_tracked_files(monkeypatch, tmp_path):
+@pytest.fixture
+def repository(monkeypatch, tmp_path):
+    """A clean repository with one source file; its folder."""
     monkeypatch.setattr(module, "ROOT", tmp_path)
     user = ("-c", "user.name=a", "-c", "user.email=a@b")
-    (tmp_path / "code.py").write_text("1")
+    for name in ("code.py", "results/a.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    (tmp_path / ".gitignore").write_text("outputs/\n")
     git("init")
-    git("add", "code.py")
+    git("add", ".")
     git(*user, "commit", "-m", "first")
-    (tmp_path / "notes").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "dirty"),
+    [
+        *(("code.py", True), ("new.py", True), ("conf/model/new.yaml", True)),
+        *(("notes", False), ("results/a.json", False), ("results/new.json", False)),
+        *(("results/new.py", False), ("outputs/new.py", False)),
+    ],
+)
+def test_dirty_is_about_sources(file, dirty, repository):
     assert provenance()["git_dirty"] is False
-    (tmp_path / "code.py").write_text("2")
-    assert provenance()["git_dirty"] is True
+    (repository / file).parent.mkdir(parents=True, exist_ok=True)
+    (repository / file).write_text("2")
+    assert provenance()["git_dirty"] is dirty
 
 
 def test_without_git(monkeypatch):

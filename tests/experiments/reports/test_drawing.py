@@ -20,7 +20,7 @@ def table():
         metric = "accuracy" if task == "rte" else "matthews_correlation"
         return {
             **{"task": task, "metric": metric, "estimator": estimator, "budget": budget},
-            **{"best": best, "best_std": std, "n": n},
+            **{"score": best, "score_std": std, "n": n},
         }
 
     return pd.DataFrame(
@@ -129,3 +129,11 @@ def test_figure_of_scores_is_named_after_the_folder_of_its_records(name, make_re
         f"{name}.svg",
         f"{name}.png",
     }
+
+
+def test_a_folder_of_failures_alone_has_no_figure(make_record, tmp_path, capsys):
+    record = make_record(status="failed")
+    write_record(record, tmp_path / record_path(record.config).name)
+    assert main(["ablation", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
+    assert "no completed run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -62,7 +62,7 @@ def test_interval_and_word(shift, word, folder, full, add, found):
     assert row["difference_high"] == pytest.approx(-1 / 15 + shift + HALF, abs=1e-6)
     assert row["against full"] == word
     if not shift:
-        assert row["best − full [95 %]"] == "-6.7 [-14.3, +0.9]"
+        assert row["score − full [95 %]"] == "-6.7 [-14.3, +0.9]"
 
 
 def test_pairs_are_runs_of_one_seed(folder, full, add, found):
@@ -72,7 +72,7 @@ def test_pairs_are_runs_of_one_seed(folder, full, add, found):
     assert (row["n"], row["pairs"]) == ("4", 3)
     assert row["difference"] == pytest.approx(-0.04)
     assert row["difference_low"] == pytest.approx(-0.04)
-    assert row["best − full [95 %]"] == "-4.0 [-4.0, -4.0], 3 pairs"
+    assert row["score − full [95 %]"] == "-4.0 [-4.0, -4.0], 3 pairs"
     assert row["against full"] == "worse"
 
 
@@ -82,7 +82,7 @@ def test_two_pairs_give_an_interval_and_no_word(folder, full, add, found):
     assert row["difference_low"] == pytest.approx(-0.09 - 12.7062 * 0.01, abs=1e-6)
     assert row["difference_high"] == pytest.approx(-0.09 + 12.7062 * 0.01, abs=1e-6)
     assert row["against full"] == "–"
-    assert row["best − full [95 %]"] == "-9.0 [-21.7, +3.7]"
+    assert row["score − full [95 %]"] == "-9.0 [-21.7, +3.7]"
 
 
 @pytest.mark.parametrize("seeds", [[0], [7, 8, 9]])
@@ -91,7 +91,7 @@ def test_fewer_than_two_pairs_are_missing(seeds, folder, full, add, found):
     row = found()
     assert row["pairs"] == (1 if seeds == [0] else 0)
     assert all(math.isnan(row[f"difference{end}"]) for end in ("", "_low", "_high"))
-    assert (row["best − full [95 %]"], row["against full"]) == ("–", "–")
+    assert (row["score − full [95 %]"], row["against full"]) == ("–", "–")
 
 
 @pytest.mark.parametrize("setting", ["training.learning_rate=0.5", "tuning=lora"])
@@ -111,7 +111,7 @@ def test_a_seed_that_ran_twice_is_one_pair(folder, full, add, found):
 def test_full_is_not_held_against_itself_but_its_presets_are(folder, full, add):
     add(FULL, "estimator=full", "budget=1.0", "memory=lean")
     text = display(aggregate(load_runs(folder))).set_index("memory")
-    assert (text["against full"]["plain"], text["best − full [95 %]"]["plain"]) == ("–", "–")
+    assert (text["against full"]["plain"], text["score − full [95 %]"]["plain"]) == ("–", "–")
     assert text["against full"]["lean"] == "equal"
 
 

@@ -3,6 +3,9 @@
 import pandas as pd
 import pytest
 
+from experiments.records.planned import index_path
+from experiments.records.store import write_json
+from experiments.reports import table2
 from experiments.reports.table2 import FULL, PAPER_UNIT, display, table
 from experiments.words import GIB
 
@@ -54,3 +57,45 @@ def test_what_the_paper_has_not_is_shown_as_missing():
     assert text["full / peak"]["lean@0.3"] == "4.00×"
     assert text["paper"]["lean@0.3"] == text["difference"]["lean@0.3"] == "–"
     assert text["difference"]["WTA-CRS@0.3"] == "+20%"
+
+
+def test_a_row_that_only_the_paper_has_is_missing_here():
+    lst = {"model": "T5-Base", "method": "LST", "peak_gb": 5 * GB, "compression": 3.0}
+    paper = pd.concat([PAPER[:2], pd.DataFrame([lst]), PAPER[2:]])
+    text = display(table(RECORDS, paper))
+    assert text["method"].tolist() == ["Full", "LoRA", "LST", *[*RECORDS["T5-Base"]][2:]]
+    (row,) = text[text["method"] == "LST"].to_dict("records")
+    assert row.pop("paper") == "3×"
+    assert {*row.values()} == {"T5-Base", "LST", "–", ""}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Plans as files, with their index, of two commits."""
+    index = {}
+    for at, (method, one) in enumerate(RECORDS["T5-Base"].items()):
+        index[method] = f"step-{at}.json"
+        made_by = {"git_commit": "abcd" if at else "ef01", "git_dirty": False}
+        write_json({**one, "provenance": made_by}, tmp_path / index[method])
+    write_json({"T5-Base": index}, index_path(tmp_path, "table2"))
+    return tmp_path
+
+
+def test_command(folder, tmp_path, capsys):
+    document = tmp_path / "README.md"
+    document.write_text("above\n<!-- begin table2 -->\n<!-- end table2 -->\n")
+    output = tmp_path / "tables" / "table2"
+    given = ["--records", str(folder), "--output", str(output), "--splice", str(document)]
+    assert table2.main(given) == 0
+    out, mixed = capsys.readouterr().out, "Records of 2 commits: abcd (4), ef01 (1)."
+    assert f"{output}.md, .csv and .tex" in out
+    for text in (out, document.read_text(), output.with_suffix(".md").read_text()):
+        assert mixed in text
+        assert "LST" in text
+    assert "of what is not published" in output.with_suffix(".md").read_text()
+    assert "of what is not published" not in document.read_text()
+    assert "toprule" in output.with_suffix(".tex").read_text()
+    rows = pd.read_csv(output.with_suffix(".csv")).set_index("method")
+    assert rows["peak_bytes"]["Full"] == 12 * GIB
+    assert table2.main(["--records", str(tmp_path / "tables"), "--output", str(output)]) == 1
+    assert "plan.published table2" in capsys.readouterr().err

@@ -136,9 +136,15 @@ def test_sweep_goes_on_after_a_failure(command, records):
     assert status == 1
     assert sorted(record["config"]["budget"] for record in records()) == [0.1, 0.2]
     assert error.startswith("error: budget=1.5 is ")
+    assert "Traceback" not in out + error
+    last, of_it = error.splitlines()[-2:]
+    assert last == "1 of 3 failed"
+    assert of_it.startswith("  ")
+    assert "budget=1.5 " in of_it
+    assert ": budget=1.5 is " in of_it  # what it was, and why
     status, out, _ = command(*sweep[:1], "budget=0.1,0.2", *sweep[2:])
     assert status == 0
-    assert out.count("skipped, completed before") == 2
+    assert out.count("skipped, completed before") == out.count("overwrite=true runs it again") == 2
 
 
 def test_each_run_of_a_sweep_is_a_run_of_wandb(command, tmp_path, monkeypatch):

@@ -103,7 +103,9 @@ def test_completed_run_is_skipped(make_config, leave_record, carry_out, capsys):
     before = path.read_bytes()
     assert run(make_config()) == read_record(path)
     assert (carry_out.calls, path.read_bytes()) == (0, before)
-    assert capsys.readouterr().out == f"skipped, completed before: {path}\n"
+    assert capsys.readouterr().out == (
+        f"skipped, completed before: {path}; overwrite=true runs it again\n"
+    )
 
 
 @pytest.mark.parametrize("status", ["failed", "interrupted", "out_of_memory"])

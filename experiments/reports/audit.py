@@ -1,0 +1,78 @@
+"""Checks all that is published: wtacrs audit, or make audit. Status 1 if anything fails.
+
+Records: ``experiments.records.audit``. Reports: each table, figure (SVG) and README block is built
+again from the records, into a temporary folder, and must be the same to the byte. A line for each
+failure. --only reports checks these alone, --only records the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from experiments.config import ROOT
+from experiments.errors import UserError
+from experiments.records.audit import Records
+from experiments.reports.published import PUBLISHED
+
+BUILT = ("tables/*", "figures/*.svg")  # a PNG depends on the machine's rasteriser
+
+
+def rebuilt(root: Path) -> Iterator[str]:
+    """What differs from what the records of the repository at ``root`` give."""
+    results, document = root / "results", root / "README.md"
+    with TemporaryDirectory() as temporary:
+        again = Path(temporary)
+        shutil.copy(document, again / document.name)
+        for name, build in PUBLISHED.items():
+            try:
+                with redirect_stdout(StringIO()):
+                    build(results, again, again / document.name)
+            except UserError as error:
+                yield f"{name} cannot be built: {error}"
+        if (again / document.name).read_bytes() != document.read_bytes():
+            yield f"{document.name}: its tables are not those that the records give"
+        old, new = (
+            {path.relative_to(top) for pattern in BUILT for path in top.glob(pattern)}
+            for top in (results, again)
+        )
+        for path in sorted(old | new):
+            if path not in new:
+                yield f"results/{path}: no record gives it"
+            elif path not in old:
+                yield f"results/{path}: missing, and the records give it"
+            elif (results / path).read_bytes() != (again / path).read_bytes():
+                yield f"results/{path}: not what the records give"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="wtacrs audit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", choices=("records", "reports"))
+    only = parser.parse_args(arguments).only
+    records, found = Records(ROOT), []
+    if only != "reports":
+        found += records.failures()
+    if only != "records":
+        found += rebuilt(ROOT)
+    print(*found, sep="\n", end="\n" if found else "")
+    if records.stale:
+        print(f"{len(records.stale)} plans are of code that has changed: make table2 batches")
+    if records.not_here:
+        print(f"{len(records.not_here)} commits are not in this shallow clone: not checked")
+    checked = "reports" if only == "reports" else f"{len(records.paths)} records"
+    print(f"{checked} checked, {len(found)} failures")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

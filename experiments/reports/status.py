@@ -1,0 +1,199 @@
+"""How far a sweep is: wtacrs status FOLDER [overrides of the sweep].
+
+    wtacrs status results/ablation experiment=ablation task=cola,rte seed=0,1,2 budget=0.1,0.3 ...
+
+Without overrides, what is asked for is every setting in the folder for every seed in it. With them,
+it is the grid that they span (several calls of a sweep are several commands of this). A run is
+running while its process lives; one that was killed, and left a mark and no record, counts as
+interrupted. The time left is the median of the completed runs, for each that is to do, one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config import CONF
+from experiments.errors import UserError
+from experiments.records.record import NOT_HASHED, config_hash, read_record
+from experiments.records.running import SUFFIX, is_alive, read_mark
+
+Config = dict[str, Any]
+STATES = ("completed", "running", "failed", "out_of_memory", "interrupted", "missing")
+SAMPLE_NOTHING = ("plain", "checkpoint", "checkpoint_offload")  # their estimator is full
+
+
+@dataclass
+class Sweep:
+    """What is known of each run: its name, by state; configs, errors, and seconds of the done."""
+
+    found: dict[str, list[str]] = field(default_factory=lambda: {state: [] for state in STATES})
+    configs: list[Config] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+
+    def seconds_left(self) -> float | None:
+        """For all that is not completed, one after the other; None while none is completed."""
+        todo = sum(len(names) for state, names in self.found.items() if state != "completed")
+        return todo * median(self.seconds) if self.seconds else None
+
+
+def read_sweep(folder: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The state of the runs in ``folder``, with what ``overrides`` ask for and is not there.
+
+    Raises:
+        UserError: no such folder, a file in it that is no record, or overrides that say nothing.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give the results_dir of a sweep")
+    sweep = Sweep()
+    for path in sorted(folder.glob("*.json")):
+        if path.with_suffix(SUFFIX).exists():
+            continue  # it runs again
+        record = read_record(path)
+        sweep.found[record.status].append(path.stem)
+        sweep.configs.append(record.config)
+        if record.status == "completed":
+            sweep.seconds.append(record.provenance.get("seconds") or 0.0)
+        elif record.error is not None:
+            message = (record.error.get("message") or "").splitlines()
+            sweep.errors[path.stem] = ": ".join([record.error.get("type", "?"), *message[:1]])
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        if (mark := read_mark(path)) is not None:
+            state = "running" if is_alive(mark) else "interrupted"
+            sweep.found[state].append(path.stem)
+            sweep.configs.append(mark["config"])
+    sweep.found["missing"] = missing(sweep.configs, overrides)
+    return sweep
+
+
+def missing(configs: list[Config], overrides: Sequence[str]) -> list[str]:
+    """Which of the runs asked for are in none of ``configs``."""
+    if overrides:
+        return [
+            label for label, asked in grid(overrides) if not any(agree(asked, c) for c in configs)
+        ]
+    seeds = sorted({config["seed"] for config in configs})
+    settings: dict[str, tuple[str, set[int]]] = {}
+    for config in configs:
+        key = config_hash(config, without=("seed",))
+        settings.setdefault(key, (label_of(config), set()))[1].add(config["seed"])
+    return [
+        f"{label} seed={seed}"
+        for label, there in settings.values()
+        for seed in seeds
+        if seed not in there
+    ]
+
+
+def label_of(config: Config) -> str:
+    """What a run is, in the words of its command line."""
+    groups = ("task", "model", "tuning", "estimator", "memory")
+    named = [f"{group}={config[group]['name']}" for group in groups if group in config]
+    return " ".join([*named, f"budget={config['budget']:g}"])
+
+
+def grid(overrides: Sequence[str]) -> list[tuple[str, Config]]:
+    """The points that overrides with commas span: the name of each, and what it asks for.
+
+    Raises:
+        UserError: a group, choice, key or value that there is not.
+    """
+    try:
+        axes = [
+            [f"{key.get_key_element()}={value}" for value in key.sweep_string_iterator()]
+            if key.is_sweep_override()
+            else [str(key.input_line)]
+            for key in OverridesParser.create().parse_overrides([*overrides])
+        ]
+        points = {}
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            for point in itertools.product(*axes):
+                config: Any = OmegaConf.to_container(compose("config", [*point]), resolve=True)
+                asked = essential(config)
+                label = f"{label_of(asked)} seed={asked['seed']}"
+                points[json.dumps(asked)] = label, asked
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(" ".join(str(error).split("Config search path")[0].split())) from error
+    return [*points.values()]
+
+
+def essential(config: Config) -> Config:
+    """What a config asks for, without what a run fills in and what the plain model does not use."""
+    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    for section, keys in NOT_HASHED.items():
+        for key in keys:
+            (kept if section == "" else kept.get(section, {})).pop(key, None)
+    kept["memory"] = {
+        "name": config.get("memory", {}).get("name", "linear"),
+        **kept.get("memory", {}),
+    }
+    if kept["estimator"]["name"] == "full" or kept["memory"]["name"] in SAMPLE_NOTHING:
+        kept |= {"estimator": {"name": "full"}, "budget": 1.0, "memory": dict(kept["memory"])}
+        if kept["memory"]["name"] == "linear":
+            kept["memory"]["name"] = "plain"
+    return kept
+
+
+def agree(asked: Config, recorded: Config) -> bool:
+    """Whether a recorded run is what a point of ``grid`` asks for; a run fills in null and auto."""
+
+    def same(one: Any, other: Any) -> bool:
+        if isinstance(one, dict) and isinstance(other, dict):
+            return all(same(one[key], other[key]) for key in one.keys() & other.keys())
+        return one is None or one == "auto" or one == other
+
+    return same(asked, essential(recorded))
+
+
+def shown(seconds: float) -> str:
+    """A time for people."""
+    minutes = round(seconds / 60)
+    return (
+        f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{seconds / 60:.1f} min"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="wtacrs status",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("overrides", nargs="*", help="as given to run.py -m, say seed=0,1,2")
+    parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        sweep = read_sweep(options.folder, options.overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(
+        ", ".join(f"{len(names)} {state.replace('_', ' ')}" for state, names in sweep.found.items())
+    )
+    for state, names in sweep.found.items():
+        for name in names if state != "completed" else ():
+            print(f"  {state.replace('_', ' ')}: {name}  {sweep.errors.get(name, '')}".rstrip())
+    left = sweep.seconds_left()
+    if left:
+        each = f"{median(sweep.seconds):.0f} s a run (median of {len(sweep.seconds)})"
+        print(f"{shown(left)} left, one by one at {each}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Records of runs that did not happen, where a run would write them."""
+
+import pytest
+
+from experiments.records.record import record_path, write_record
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def add_run(make_record, folder):
+    """Writes one record, made with these overrides and results, where a run would write it."""
+
+    def write(*overrides, **results):
+        record = make_record(*overrides, **results)
+        path = record_path(record.config)
+        assert not path.exists()
+        write_record(record, path)
+
+    return write
+
+
+@pytest.fixture
+def two_seeds(add_run):
+    """full and wtacrs with two seeds each."""
+    add_run("estimator=full", "budget=1.0", best=0.90, peak=400, saved=300, speed=10.0)
+    add_run("estimator=full", "budget=1.0", "seed=1", best=0.94, peak=400, saved=300, speed=14.0)
+    add_run(best=0.80, peak=160, saved=100, speed=6.0)
+    add_run("seed=1", best=0.90, peak=240, saved=100, speed=12.0)

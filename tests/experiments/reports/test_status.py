@@ -1,0 +1,129 @@
+"""How far a sweep is: states, errors, what is missing, time left."""
+
+import os
+import socket
+import subprocess
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiments.records.record import record_path, write_record
+from experiments.records.store import write_json
+from experiments.reports import status
+from experiments.reports.status import read_sweep
+
+TINY = (
+    *("model=digits_tiny", "task=digits", "task.max_train_rows=64", "task.max_length=16"),
+    *("training.max_steps=4", "training.batch_size=8", "training.learning_rate=1e-3"),
+)
+
+
+@pytest.fixture
+def leave(make_record, folder):
+    """Writes the record of a run that ended like this; returns the name of its file."""
+
+    def write(*overrides, state="completed", seconds=100.0, error=None):
+        record = make_record(*overrides, status=state)
+        record.provenance, record.error = {"seconds": seconds}, error
+        path = record_path(record.config)
+        write_record(record, path)
+        return path.stem
+
+    return write
+
+
+@pytest.fixture
+def mark(make_resolved, folder):
+    """Leaves the mark of a run of process ``pid``; returns the name of its file."""
+
+    def write(*overrides, pid):
+        config = OmegaConf.to_container(make_resolved(*overrides))
+        path = record_path(config).with_suffix(".running")
+        who = {"pid": pid, "host": socket.gethostname(), "started_at": "now"}
+        write_json({**who, "config": config}, path)
+        return path.stem
+
+    return write
+
+
+def dead():
+    """The number of a process that has ended."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+    return child.pid
+
+
+def test_states(leave, mark, folder):
+    leave("seed=0")
+    failed = leave("seed=1", state="failed", error={"type": "KeyError", "message": "a\nb"})
+    cut = leave("seed=2", state="interrupted")
+    running, killed = mark("seed=3", pid=os.getpid()), mark("seed=4", pid=dead())
+    leave("seed=5", state="failed")
+    again = mark("seed=5", pid=os.getpid())  # it failed, and runs again
+    sweep = read_sweep(folder)
+    assert sweep.found["failed"] == [failed]
+    assert sweep.found["interrupted"] == [cut, killed]
+    assert sorted(sweep.found["running"]) == sorted([running, again])
+    assert sweep.errors == {failed: "KeyError: a"}
+    assert sweep.found["missing"] == []
+
+
+def test_every_setting_is_asked_for_with_every_seed(leave, folder):
+    for seed in (0, 1, 2):
+        leave("estimator=full", f"seed={seed}", seconds=10.0 * 10**seed)
+    leave("seed=0", seconds=200.0)
+    leave("budget=0.1", "seed=1", state="failed")
+    sweep = read_sweep(folder)
+    assert sorted(name.split(" budget=")[1] for name in sweep.found["missing"]) == [
+        *("0.1 seed=0", "0.1 seed=2", "0.3 seed=1", "0.3 seed=2"),
+    ]
+    assert sweep.seconds_left() == 5 * 150  # the failed one, too; median of 10, 100, 200, 1000
+
+
+def test_overrides_say_what_is_asked_for(leave, folder):
+    leave("estimator=full", "seed=0")
+    leave("seed=0", "memory=lean")
+    leave("seed=0", "budget=0.3")
+    leave("seed=0", "budget=0.2", "training.learning_rate=0.5")  # another setting
+    grid = ("estimator=full,wtacrs", "budget=0.2,0.3", "seed=0,1")
+    missing = read_sweep(folder, [*TINY, *grid]).found["missing"]
+    assert [" ".join(name.split()[3:]) for name in missing] == [
+        "estimator=full memory=plain budget=1 seed=1",
+        "estimator=wtacrs memory=linear budget=0.2 seed=0",
+        "estimator=wtacrs memory=linear budget=0.2 seed=1",
+        "estimator=wtacrs memory=linear budget=0.3 seed=1",
+    ]
+    assert read_sweep(folder, [*TINY, "memory=plain,lean", "seed=0"]).found["missing"] == []
+    assert read_sweep(folder, [*TINY, "estimator=pps", "seed=0"]).found["missing"] != []
+
+
+def test_command(leave, folder, capsys):
+    leave("seed=0", seconds=1800.0)
+    name = leave("seed=1", state="failed", error={"type": "KeyError", "message": "gone"})
+    assert status.main(["-m", str(folder)]) == 0  # as the command of the sweep has it
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("1 completed, 0 running, 1 failed, 0 out of memory")
+    assert second == f"  failed: {name}  KeyError: gone"
+    assert last == "30.0 min left, one by one at 1800 s a run (median of 1)"
+    assert status.shown(3 * 3600 + 240) == "3 h 04 min"
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        (["nowhere"], "nowhere is no folder"),
+        (["runs", "task=chess"], "'task/chess'"),
+        (["runs", "budget=0.1,"], "mismatched input"),
+        (["foreign"], "a.json is not a valid record"),
+    ],
+)
+def test_bad_input_is_one_message(given, part, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "a.json").write_text("{}")
+    assert status.main(given) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert part in error
+    assert error.count("\n") == 1

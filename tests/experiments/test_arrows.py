@@ -1,0 +1,61 @@
+"""Which room may import which: imports go down the list only, and a report starts nothing."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from experiments.config import ROOT
+
+BASE = {"config", "errors", "words"}  # what every room may use
+MAY_IMPORT = {
+    **{"config": set(), "errors": set(), "words": set()},
+    "records": BASE,
+    "run": {*BASE, "records"},
+    "plan": {*BASE, "records", "run"},
+    "bench": {*BASE, "records", "run", "plan"},
+    "reports": {*BASE, "records"},
+}
+DOOR = "cli"  # hands over to every room
+FILES = sorted((ROOT / "experiments").rglob("*.py"))
+
+
+def room(parts):
+    """The room of ("experiments", "run", "runner.py"), or of the same as a module's name."""
+    return Path(parts[1]).stem if len(parts) > 1 else "__init__"
+
+
+def imported(source):
+    """The rooms that a file of Python imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide which room they reach"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        split = [name.split(".") for name in names]
+        found |= {room(parts) for parts in split if parts[0] == "experiments"}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_only(path):
+    of = room(path.relative_to(ROOT).parts)
+    if of in (DOOR, "__init__"):
+        return
+    assert of in MAY_IMPORT, f"{of} is no room: say here what it may import"
+    assert imported(path.read_text()) <= MAY_IMPORT[of] | {of}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "wtacrs").rglob("*.py")), ids=str)
+def test_the_library_knows_nothing_of_the_framework(path):
+    assert imported(path.read_text()) == set()
+
+
+def test_every_way_to_import_is_seen():
+    text = "import experiments.run.tasks\ndef f():\n    from experiments import bench, errors"
+    assert imported(text) == {"run", "bench", "errors"}
+    assert imported("from experiments.plan.search import plan\nimport torch") == {"plan"}

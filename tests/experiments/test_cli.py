@@ -1,0 +1,99 @@
+"""The one command: what it lists, where it hands over, and what it does without torch."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from experiments import cli
+from experiments.config import CONF, ROOT
+from experiments.records.record import write_record
+
+
+@pytest.mark.parametrize("given", ["--help", "ls", "status --help", "status runs"])
+def test_without_torch(given, tmp_path):
+    code = f"""
+import sys
+from experiments import cli
+try:
+    cli.main({given.split()!r})
+finally:
+    assert "torch" not in sys.modules
+"""
+    (tmp_path / "runs").mkdir()
+    command = [sys.executable, "-c", code]
+    paths = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=paths)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_ls_has_a_line_for_each_file(capsys):
+    assert cli.main(["ls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for word, group in cli.GROUPS.items():
+        at = lines.index(f"{word} ({group}=...)")
+        files = sorted((CONF / group).glob("*.yaml"))
+        for file, line in zip(files, lines[at + 1 :], strict=False):
+            name, _, told = line.strip().partition(" ")
+            assert (name, told.strip()[:5] != "") == (file.stem, True)
+    assert cli.main(["ls", "tunings"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "tunings (tuning=...)"
+
+
+def test_help_tells_every_command(capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["--help"])
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    for name, (_, text) in cli.COMMANDS.items():
+        assert f"  {name:<8} {text}" in out
+
+
+def test_report_is_the_short_table_of_a_record(make_record, tmp_path, capsys):
+    record = make_record()
+    record.memory |= {"device": "cpu", "host_cache_bytes": 0}
+    record.throughput["step_seconds"] = {"median": 0.5}
+    record.metrics["train_loss"] = float("nan")  # null in the file
+    write_record(record, tmp_path / "a.json")
+    assert cli.main(["report", str(tmp_path / "a.json")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("digits · digits_tiny · full · wtacrs@0.3, seed 0")
+    assert "accuracy, best" in out
+    record = make_record(status="failed")
+    record.error = {"type": "KeyError", "message": "gone"}
+    record.metrics = record.memory = record.throughput = None
+    write_record(record, tmp_path / "b.json")
+    assert cli.main(["report", str(tmp_path / "b.json")]) == 0
+    assert capsys.readouterr().out.startswith("failed: KeyError: gone\n")
+    assert cli.main(["report", str(tmp_path / "c.json")]) == 1
+    assert "c.json is not a valid record" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "table", "figure", "audit"])
+def test_commands_hand_over(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main([command, "--help"])
+    assert done.value.code == 0
+    assert "usage: " in capsys.readouterr().out
+
+
+def test_run_is_run_py(monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        cli.runpy, "run_path", lambda path, run_name: given.update(path=path, name=run_name)
+    )
+    monkeypatch.setattr(sys, "argv", ["wtacrs"])
+    assert cli.main(["run", "-m", "seed=0,1"]) == 0
+    assert given["path"].endswith("run.py")
+    assert given["name"] == "__main__"
+    assert sys.argv[1:] == ["-m", "seed=0,1"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"]])
+def test_what_is_no_command_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(arguments)
+    assert done.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
