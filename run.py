@@ -1,4 +1,8 @@
-"""The command: python run.py estimator=wtacrs task=sst2, or -m for a sweep. See README.md."""
+"""The command: python run.py estimator=wtacrs task=sst2, or -m for a sweep. See README.md.
+
+mode=plan plans a step instead, mode=measure makes one. Exit status 0; 1 after an error, 2 of a
+plan; 130 when interrupted.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,49 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from experiments.config.command import command
+from experiments.config.compose import register, typed
+from experiments.config.roots import RunConfig
+from experiments.errors import UserError
+
+failures: list[str] = []  # of a sweep, which goes on
+
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
-def main(config: DictConfig) -> None:
-    from experiments.run.runner import RunError, run  # after Hydra: `--help` needs no torch
-
+def run_one(node: DictConfig) -> None:
     try:
+        config = typed(RunConfig, node)
+        from experiments.run.runner import run  # not before: it loads torch
+
         run(config)
-    except RunError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # Hydra goes on with the sweep and fails at its end
-        sys.exit(1)
+        failures.append(str(error).splitlines()[0])
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode == RunMode.MULTIRUN and "Basic" not in hydra_config.launcher._target_:
+            raise  # in a process of its own, from which nothing else comes back
     except KeyboardInterrupt:
         print("interrupted; the same command runs it again", file=sys.stderr)
         sys.exit(130)
 
 
+def main() -> int:
+    try:
+        mode, arguments = command(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if "mode=plan" in sys.argv else 1
+    if mode == "plan":
+        from experiments.plan.__main__ import main as plan
+
+        return plan(arguments)
+    sys.argv[1:] = arguments
+    register()
+    run_one()
+    if len(failures) > 1:
+        print("\n".join([f"{len(failures)} runs failed:", *failures]), file=sys.stderr)
+    return 1 if failures else 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

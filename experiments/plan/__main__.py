@@ -1,4 +1,4 @@
-"""What a training step will take: python -m experiments.plan model=t5_3b memory=lean fits=24GiB.
+"""What a training step will take: python run.py mode=plan model=t5_3b memory=lean fits=24GiB.
 
 No weights, no GPU and no data: the step is rehearsed on fake tensors. Groups and numbers are those
 of conf/plan.yaml. Values with commas make a grid, a row each: memory=plain,lean budget=0.1,0.3.
@@ -15,25 +15,29 @@ import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import UserError
-from experiments.plan.search import Plan, plan, settings, shown
-from experiments.words import AT_PEAK
+from experiments.plan.grid import settings
+from experiments.words import AT_PEAK, in_bytes
+
+if TYPE_CHECKING:
+    from experiments.plan.search import Plan
 
 
 def one_table(result: Plan) -> Table:
     """The peak of one setting, what it is made of, and what a step costs."""
     table = Table("", "bytes", "share")
-    table.add_row("peak", shown(result.peak_bytes), "100.0%", end_section=True)
+    table.add_row("peak", in_bytes(result.peak_bytes), "100.0%", end_section=True)
     for name, text in AT_PEAK.items():
         count = result.at_peak[name]
-        table.add_row(f"{text}, at the peak", shown(count), f"{count / result.peak_bytes:.1%}")
+        table.add_row(f"{text}, at the peak", in_bytes(count), f"{count / result.peak_bytes:.1%}")
     table.add_section()
-    table.add_row("gradients, all", shown(result.gradient_bytes))
-    table.add_row("saved when the forward pass ends", shown(result.saved_bytes))
+    table.add_row("gradients, all", in_bytes(result.gradient_bytes))
+    table.add_row("saved when the forward pass ends", in_bytes(result.saved_bytes))
     table.add_row("operations, of the plain step's", f"{result.relative_flops:.2f}×")
     if result.max_batch_size is not None:
         table.add_row(f"largest batch in {result.config['fits']}", str(result.max_batch_size))
@@ -46,8 +50,8 @@ def grid_table(results: dict[str, Plan]) -> Table:
     columns = ["", "peak", *AT_PEAK.values(), "operations", *(["largest batch"] * searched)]
     table = Table(*columns)
     for label, result in results.items():
-        parts = [shown(result.at_peak[name]) for name in AT_PEAK]
-        row = [label, shown(result.peak_bytes), *parts, f"{result.relative_flops:.2f}×"]
+        parts = [in_bytes(result.at_peak[name]) for name in AT_PEAK]
+        row = [label, in_bytes(result.peak_bytes), *parts, f"{result.relative_flops:.2f}×"]
         table.add_row(*row, *([str(result.max_batch_size)] * searched))
     return table
 
@@ -83,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with redirect_stdout(sys.stderr):  # what is printed on the way is none of the result
             points = settings(options.overrides)
+            from experiments.plan.search import plan  # not before: it loads torch
+
             is_grid = options.multirun or "" not in points
             for number, (label, config) in enumerate(points.items(), start=1):
                 if is_grid:

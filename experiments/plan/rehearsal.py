@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from experiments.config import PlanConfig
 from experiments.errors import UserError
 from experiments.run.memory import save_memory
 from experiments.run.models import new_model
@@ -39,7 +40,7 @@ class Rehearsal:
         UserError: the model cannot be had, or something asked for does not fit it.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: PlanConfig) -> None:
         self.config = config
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._done: dict[int, tuple[StepMemory, int]] = {}
@@ -92,7 +93,7 @@ class Rehearsal:
         """input_ids and attention_mask (b, t); labels: (b,) classes, (b, t) or targets."""
         ids = torch.ones(b, self.config.max_length, dtype=torch.long)
         answer = (b, self.config.target_length) if is_text_to_text(self.model.config) else (b,)
-        if self.config.model.get("head") == "language_model":
+        if self.config.model.head == "language_model":
             answer = b, self.config.max_length
         labels = torch.ones(answer, dtype=torch.long)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}

@@ -23,6 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from experiments.config import RunConfig
 from experiments.errors import UserError
 from experiments.run import protocol
 from experiments.run.tasks import TaskData
@@ -85,8 +86,8 @@ class BatchFacts:
         self.loss_sum, self.steps = state["loss_sum"], state["steps"]
 
 
-def training_arguments(config: Any, folder: Path) -> TrainingArguments:
-    """The Trainer's arguments for the resolved config of a run."""
+def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
+    """The Trainer's arguments for a run."""
     t = config.training
     steps = t.checkpoint_steps
     # Said plainly: without an accelerator the Trainer refuses bf16 unless told to use the CPU.
@@ -101,7 +102,7 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
         weight_decay=t.weight_decay,
         warmup_steps=t.warmup_ratio,  # below 1 it is a share of all steps
         max_grad_norm=t.max_grad_norm,
-        bf16=t.precision == "bf16",
+        bf16=t.precision == "bf16-autocast",
         use_cpu=on_cpu,
         train_sampling_strategy="group_by_length" if t.group_by_length else "random",
         seed=config.seed,
@@ -141,7 +142,7 @@ def pad_pixels(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def build_trainer(
-    config: Any,
+    config: RunConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     data: TaskData,
@@ -173,7 +174,10 @@ def build_trainer(
 
 
 def longest_sequence(
-    config: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, data: TaskData
+    config: RunConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    data: TaskData,
 ) -> int:
     """Tokens of the longest sequence that training meets; a target may be longer than its source.
 
@@ -191,7 +195,7 @@ def longest_batch(data: Dataset, size: int) -> list[dict[str, Any]]:
     return [data[int(i)] for i in order]
 
 
-def describe_metrics(config: Any, trainer: Trainer, train_loss: float) -> dict[str, Any]:
+def describe_metrics(config: RunConfig, trainer: Trainer, train_loss: float) -> dict[str, Any]:
     """The section ``metrics`` of a record, from the Trainer's log.
 
     Raises:

@@ -9,8 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from experiments.errors import UserError
 from experiments.plan import __main__ as command
+from experiments.plan.grid import settings
 from experiments.plan.rehearsal import Rehearsal, cuda_kernels
-from experiments.plan.search import largest_batch, plan, settings
+from experiments.plan.search import largest_batch, plan
 from experiments.run.memory import save_memory
 from experiments.run.models import new_model
 from experiments.run.text2text import is_text_to_text

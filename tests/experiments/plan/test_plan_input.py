@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from experiments.config.roots import parse_bytes
 from experiments.plan import __main__ as command
-from experiments.plan.search import parse_bytes
 from tests.experiments.plan.test_plan import BERT, printed
 
 
