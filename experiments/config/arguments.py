@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 
 from experiments.config.build import dataclass_in, hints_of
 from experiments.config.places import CONF
-from experiments.config.rules import nearest
+from experiments.config.rules import nearest, wrong
 from experiments.errors import UserError
 
 
@@ -46,9 +46,11 @@ def parse(texts: Sequence[str]) -> list[Override]:
     for text in texts:
         try:
             parsed.append(parser.parse_override(text))
+            reason = "" if parsed[-1].key_or_group else "it has no key"
         except HydraException as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{text!r} is no key=value that can be read: {reason}") from error
+        if reason:
+            raise UserError(f"{text!r} is no key=value that can be read: {reason}")
     return parsed
 
 
@@ -81,12 +83,13 @@ def _checked(root: type, one: Override, sweeps: bool, folders: Sequence[Path]) -
         raise UserError(f"{text}: a group has one place, so leave '@{one.package}' out")
     if one.is_sweep_override() and not sweeps:
         raise UserError(f"{text} is a sweep; add -m, or quote a value that holds a comma")
-    found = choices(key, folders) if "." not in key else []
     known = key in hints_of(root) or (key == "experiment" and "task" in hints_of(root))
-    if found and known:
+    if known and (found := choices(key, folders)):
         _check_choice(one, text, found)
         return text
-    below = _check_key(root, key, text)
+    hint, below = _check_key(root, key, text)
+    if get_origin(hint) is dict and isinstance(one.value(), list):  # which Hydra cannot merge
+        raise wrong(key, one.value(), "must be a mapping, {key: value}")
     if below:  # a key of a mapping is there or not; either way the value counts
         return text if one.is_delete() else "++" + text.lstrip("+")
     if one.is_delete():
@@ -121,21 +124,26 @@ def _check_choice(one: Override, text: str, found: list[str]) -> None:
             )
 
 
-def _check_key(root: type, key: str, text: str) -> bool:
-    """Whether ``key`` lies below a mapping, whose keys are free, or a group that may be null."""
+def _check_key(root: type, key: str, text: str) -> tuple[Any, bool]:
+    """The type of ``key``, and whether it may be absent: in a mapping, or in what may be null."""
     hint: Any = root
     optional = False
     for part in key.split("."):
         inner = dataclass_in(hint)
         if inner is None:
-            if hint is Any or "dict" in str(hint):
-                return True
+            if hint is Any or mapping_in(hint):
+                return Any, True
             raise UserError(f"{text}: {key.rpartition('.')[0]} is one value and has no keys")
         if part not in hints_of(inner):
             raise UserError(f"{text}: there is no key {key}{_near_key(root, key)}")
         hint = hints_of(inner)[part]
         optional = optional or (dataclass_in(hint) is not None and "None" in str(hint))
-    return optional and "." in key
+    return mapping_in(hint) or hint, optional and "." in key
+
+
+def mapping_in(hint: Any) -> Any:
+    """The mapping that a key of this type holds, if any."""
+    return next((one for one in (hint, *get_args(hint)) if get_origin(one) is dict), None)
 
 
 def _near_key(root: type, key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import hydra
@@ -21,6 +22,7 @@ T = TypeVar("T", RunConfig, PlanConfig)
 FILES = {RunConfig: "config", PlanConfig: "plan"}  # of conf/, where a command begins
 
 
+@cache
 def register() -> None:
     """Put the keys and defaults of both commands where the files of ``conf/`` find them."""
     store = ConfigStore.instance()

@@ -80,9 +80,9 @@ class TaskConfig:
             check_range("task.max_train_rows", self.max_train_rows, 1, remedy="null takes all")
         self._check_labels()
         self._check_metrics()
-        self._check_words()
         if self.source == "glue":
             self._check_layout()
+        self._check_words()
 
     @property
     def regression(self) -> bool:

@@ -113,8 +113,8 @@ def largest_batch(peak: Callable[[int], int], limit: int, first: int) -> int:
 
 def _plain(config: PlanConfig) -> str:
     """The plain step of the same model and size, as JSON."""
-    plain = replace(config, tuning=TuningConfig(name="full"), estimator=FULL)
-    plain = replace(plain, memory=MemoryChoice(name="plain"), fits=None, output="table")
+    groups = {"tuning": TuningConfig(name="full"), "memory": MemoryChoice(name="plain")}
+    plain = replace(config, **groups, estimator=FULL, fits=None, output="table")  # type: ignore[arg-type]
     return json.dumps(as_record(plain))
 
 

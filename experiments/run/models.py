@@ -123,7 +123,7 @@ def _check_keys(config: ModelConfig, architecture: PreTrainedConfig) -> None:
     """Refuse a key that means nothing to the model: transformers would take it and be silent."""
     known = {*architecture.to_dict(), *architecture.attribute_map, *vars(architecture)}
     for key in {**(config.architecture or {}), **config.config}:
-        if key not in known:
+        if key not in known and not key.endswith("_token_id"):  # which any type takes
             raise ModelError(
                 f"model={config.name}: {key} is no size of a {architecture.model_type}"
                 f"{nearest(key, known)}"
