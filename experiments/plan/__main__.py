@@ -69,7 +69,7 @@ def show(results: dict[str, Plan], is_grid: bool) -> None:
         f"@{config['budget']:g} · memory {config['memory']['name']} · batch {config['batch_size']} "
         f"× {config['max_length']} tokens · {config['precision']} · {config['device']}"
         if not is_grid
-        else "Each row differs from conf/plan.yaml and the values given once by what it says."
+        else "Each row differs from the defaults and the values given once by what it says."
     )
     Console(width=None if sys.stdout.isatty() else 180).print(table)
 

@@ -58,7 +58,7 @@ def lora_targets(model: PreTrainedModel, config: TuningConfig) -> list[str]:
             f"tuning.targets.{model_type}=[...] with names or last parts of names; {known}"
         )
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        if not any(f".{name}".endswith(f".{target}") for name in names):
             raise UserError(
                 f"tuning.targets.{model_type}: no linear layer is named {target!r}; {known}"
             )
@@ -67,8 +67,9 @@ def lora_targets(model: PreTrainedModel, config: TuningConfig) -> list[str]:
 
 def check_rank(model: PreTrainedModel, rank: int, targets: list[str]) -> None:
     """Raise UserError if an update of this rank could be more than the layer itself."""
+    ends = tuple(f".{target}" for target in targets)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name.split(".")[-1] in targets:
+        if isinstance(module, nn.Linear) and f".{name}".endswith(ends):
             widest = min(module.in_features, module.out_features)
             if rank > widest:
                 raise UserError(

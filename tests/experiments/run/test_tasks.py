@@ -63,7 +63,7 @@ def shipped(name, **overrides):
 
 def task_config(name, **overrides):
     """The shipped config, away from the GLUE_DIR of whoever runs the tests."""
-    return shipped(name, data_dir=None, **overrides)
+    return shipped(name, **{"data_dir": None} | overrides)
 
 
 def write_tiny(root, name, end="\n"):

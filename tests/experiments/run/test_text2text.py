@@ -125,7 +125,7 @@ def test_masked_rows_have_no_gradient(attention, lora):
     """Source and target are of one padded length, so that no wrong mask is refused by its shape."""
     model = tiny_t5(attn_implementation=attention)
     if lora:
-        tuning.tune(model, compose(RunConfig, ["tuning=lora"]).tuning)
+        tuning.tune(model, compose(RunConfig, ["tuning=lora", "tuning.rank=8"]).tuning)
         for parameter in model.parameters():  # B is zero at first, and so would be A's gradient
             torch.nn.init.normal_(parameter, std=0.5) if parameter.requires_grad else None
     memory = MemoryConfig(SamplingConfig(budget=0.5))
