@@ -15,13 +15,14 @@ from omegaconf import DictConfig
 
 from experiments.config.command import command
 from experiments.config.compose import register, typed
+from experiments.config.places import CONF
 from experiments.config.roots import RunConfig
 from experiments.errors import UserError
 
 failures: list[str] = []  # of a sweep, which goes on
 
 
-@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def run_one(node: DictConfig) -> None:
     try:
         config = typed(RunConfig, node)

@@ -67,7 +67,15 @@ class Rehearsal:
                     with operations:
                         self._forward_and_backward(batch)
 
-                memory = measure_step(self.model, self.optimizer, batch, step=run)
+                try:
+                    memory = measure_step(self.model, self.optimizer, batch, step=run)
+                except (RuntimeError, OverflowError) as error:
+                    if "overflow" not in str(error).lower():
+                        raise
+                    raise UserError(
+                        f"batch_size={batch_size} of max_length={self.config.max_length} cannot be "
+                        "planned: tensors would have more elements than can be counted"
+                    ) from error
             self._done[batch_size] = memory, operations.total
         return self._done[batch_size]
 
