@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from experiments.config import TaskConfig
+from experiments.config import HubConfig, TaskConfig
 from experiments.errors import UserError
 
 
@@ -210,12 +210,24 @@ def _read_hub(task: TaskConfig) -> dict[str, _Rows]:
         ) from error
     splits = {}
     for split in task.files or ():
-        table = loaded[(hub.splits or {}).get(split, split)]
+        name = (hub.splits or {}).get(split, split)
+        _check_there(hub, [name], [*loaded])
+        table = loaded[name]
+        _check_there(hub, [*hub.text, "label"], table.column_names)
         sentences = zip(*(table[column] for column in hub.text), strict=True)
         where = f"hub {hub.path} {hub.name} {split}"
         labels = [_label(task, label, f"{where}:{i}") for i, label in enumerate(table["label"])]
         splits[split] = _Rows([list(pair) for pair in sentences], labels)
     return splits
+
+
+def _check_there(hub: HubConfig, wanted: list[str], there: list[str]) -> None:
+    """Refuse a split or a column that the data set on the hub has not."""
+    if missing := [name for name in wanted if name not in there]:
+        raise TaskError(
+            f"hub {hub.path} {hub.name} has no {', '.join(missing)}, but {', '.join(there)}."
+            " Correct task.hub in the task's YAML file."
+        )
 
 
 def _subset(rows: _Rows, most: int | None) -> _Rows:

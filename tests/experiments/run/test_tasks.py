@@ -216,6 +216,19 @@ def test_hub_out_of_reach_names_the_three_ways(tmp_path, monkeypatch):
     assert_refused(task_config("cola"), rf"'cola' could not be loaded from the hub{ways}")
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"text": ["sentence"]}, "has no sentence, but sentence1, sentence2, label"),
+        ({"splits": {"train": "trian"}}, "has no trian, but train, validation, test"),
+    ],
+)
+def test_what_the_hub_has_not_is_refused(changed, message, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: tiny_hub("rte"))
+    task = task_config("rte")
+    assert_refused(replace(task, hub=replace(task.hub, **changed)), message)
+
+
 def test_hub_row_without_label_is_refused(monkeypatch):
     hub = tiny_hub("rte")
     hub["train"] = datasets.Dataset.from_dict(hub["train"][:] | {"label": [0, -1, 1]})
