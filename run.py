@@ -1,4 +1,8 @@
-"""The command: python run.py estimator=wtacrs task=sst2, or -m for a sweep. See README.md."""
+"""The command: python run.py estimator=wtacrs task=sst2, or -m for a sweep. See README.md.
+
+mode=plan plans a step instead, mode=measure makes one. Exit status 0; 1 after an error, 2 of a
+plan; 130 when interrupted.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +13,54 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from experiments.config.command import command
+from experiments.config.compose import register, typed
+from experiments.config.places import CONF
+from experiments.config.roots import RunConfig
+from experiments.errors import UserError
+
 ENDS: list[str | None] = []  # of each run of this process: None, or what it was and why it failed
 
 
-@hydra.main(config_path="conf", config_name="config", version_base="1.3")
-def main(config: DictConfig) -> None:
-    from experiments.run.runner import RunError, run  # after Hydra: `--help` needs no torch
-
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+def run_one(node: DictConfig) -> None:
     try:
+        config = typed(RunConfig, node)
+        from experiments.run.runner import run  # not before: it loads torch
+
         run(config)
         ENDS.append(None)
-    except RunError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         this = HydraConfig.get()
-        if this.mode != RunMode.MULTIRUN:
-            sys.exit(1)
         ENDS.append(f"{' '.join(this.overrides.task)}: {str(error).splitlines()[0]}")
-        if not this.launcher._target_.endswith(".BasicLauncher"):
-            raise  # in a process of its own: Hydra fails at the end of the sweep
+        if this.mode == RunMode.MULTIRUN and "Basic" not in this.launcher._target_:
+            raise  # in a process of its own, from which nothing else comes back
     except KeyboardInterrupt:
         print("interrupted; the same command runs it again", file=sys.stderr)
         sys.exit(130)
 
 
-def told() -> int:
-    """Say at the end of a sweep what failed, if anything; returns the exit status."""
-    failed = [end for end in ENDS if end is not None]
-    if failed:
-        print(f"{len(failed)} of {len(ENDS)} failed", *failed, sep="\n  ", file=sys.stderr)
+def main() -> int:
+    try:
+        mode, arguments = command(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if "mode=plan" in sys.argv else 1
+    if mode == "plan":
+        from experiments.plan.__main__ import main as plan
+
+        return plan(arguments)
+    sys.argv[1:] = arguments
+    register()
+    try:
+        run_one()
+    finally:
+        failed = [end for end in ENDS if end is not None]
+        if failed and len(ENDS) > 1:
+            print(f"{len(failed)} of {len(ENDS)} failed", *failed, sep="\n  ", file=sys.stderr)
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    finally:
-        status = told()
-    sys.exit(status)
+    sys.exit(main())

@@ -13,6 +13,11 @@ AT_PEAK = {
 }
 
 
+def in_bytes(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"
+
+
 def method_name(estimator: str, center: str | None) -> str:
     """The estimator, with what it centres if it does: "pps", "pps/lowrank"."""
     return estimator if center in (None, "none") or estimator == "full" else f"{estimator}/{center}"

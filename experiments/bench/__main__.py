@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from experiments.bench.kept import OUTPUT, keep
 from experiments.bench.layer import bench_launches, bench_selection
 from experiments.bench.timing import paired, summary
-from experiments.config import CONF
+from experiments.config import PlanConfig, compose
 from experiments.run.models import new_model
 from wtacrs import (
     ESTIMATORS,
@@ -46,7 +45,7 @@ from wtacrs.config import preset
 def new(name: str) -> nn.Module:
     """The model of conf/model with random weights, in training mode."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return new_model(OmegaConf.load(CONF / "model" / f"{name}.yaml")).to(device).train()
+    return new_model(compose(PlanConfig, [f"model={name}"]).model).to(device).train()
 
 
 def training_step(model: nn.Module, b: int, handle: Handle | None = None) -> Callable[[], None]:

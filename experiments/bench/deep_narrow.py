@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from experiments.bench.kept import keep, overrides_and_output
+from experiments.config import ModelConfig
 from experiments.plan.rehearsal import Operations
 from experiments.run.models import new_model
 from wtacrs import PRESETS, SamplingConfig, apply_
@@ -43,10 +44,10 @@ SAMPLING = SamplingConfig(budget=0.3)
 
 
 def model_of(name: str) -> nn.Module:
-    head = {"head": "language_model"} if name == "Llama" else {}
-    config = {"name": name, "source": "hub", "path": "none", "config": {}, **head}
+    head = "language_model" if name == "Llama" else None
     torch.manual_seed(0)
-    return new_model(OmegaConf.create({**config, "architecture": MODELS[name]})).train()
+    config = ModelConfig(name=name, source="hub", path="none", architecture=MODELS[name], head=head)
+    return new_model(config).train()
 
 
 def batch_of(name: str) -> dict[str, torch.Tensor]:
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> None:
         for preset in ("checkpoint", "lean", "leanest"):
             model = copy.deepcopy(plain)
             sampling = SAMPLING if PRESETS[preset].samples else None
-            apply_(model, preset, **({"budget": SAMPLING.budget} if sampling else {}))
+            apply_(model, replace(PRESETS[preset], sampling=sampling))
             peak, operations = measure(model, batch)
             one = {"full_over_peak": full[0] / peak, "relative_flops": operations / full[1]}
             found.setdefault(name, {})[preset] = one

@@ -10,14 +10,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from experiments.bench.kept import keep, overrides_and_output
-from experiments.config import CONF
+from experiments.config import RunConfig, compose
 from experiments.run import runner, training
 
 DEFAULTS = ["model=minilm", "task=cola", "training.epochs=1", "logging=none"]
@@ -30,8 +28,7 @@ SIDES = {
 
 def losses(overrides: list[str]) -> Tensor:
     """The loss of each training step (steps,) of the run that the overrides describe."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config: Any = runner.resolve(compose("config", overrides))
+    config = compose(RunConfig, overrides)
     tokenizer, data, model, _ = runner.prepare(config)
     found: list[Tensor] = []
     model.register_forward_hook(lambda _model, _args, output: found.append(output.loss.detach()))

@@ -18,12 +18,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from experiments.bench.kept import keep, overrides_and_output
-from experiments.config import CONF
+from experiments.config import RunConfig, compose
 from experiments.run import runner, training
 from wtacrs import SamplingConfig, apply_
 from wtacrs.config import preset
@@ -62,13 +61,12 @@ def error(model: Any, batch: dict[str, Tensor], estimator: str, center: str, bud
 
 def main(arguments: list[str]) -> None:
     overrides, output = overrides_and_output(__doc__, arguments)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config: Any = runner.resolve(compose("config", [*DEFAULTS, *overrides]))
+    config = compose(RunConfig, [*DEFAULTS, *overrides])
     tokenizer, data, model, _ = runner.prepare(config)
     with TemporaryDirectory() as folder:
         trainer = training.build_trainer(config, model, tokenizer, data, Path(folder), [])
     size, collate = config.training.batch_size, trainer.data_collator
-    batches = iter(DataLoader(data.train, size, collate_fn=collate))  # type: ignore[arg-type]
+    batches = iter(DataLoader(data.train, size, collate_fn=collate))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.training.learning_rate)
     model.train()
     found, done = [], 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -46,7 +47,7 @@ def bench_selection(estimators: list[str], budget: float, pairs: int) -> dict[st
     for name in estimators:
         config = SamplingConfig(name, budget, include=["*"])
         sampler = sample_linears_(nn.Sequential(nn.Linear(768, 3072, device=device)), config)
-        work = paired(lambda sampler=sampler: selection(sampler), plain, pairs)
+        work = paired(partial(selection, sampler), plain, pairs)
         ratios[f"{name}@{budget:g}"] = summary(work)
     return ratios
 
@@ -76,7 +77,8 @@ def _extra_launches(config: SamplingConfig, late: bool, depth: int) -> int:
     mask = (torch.arange(t) < 24).expand(b, t)
     totals = []
     for sampled in (True, False):
-        model = nn.Sequential(nn.ModuleList(nn.Linear(width, width) for _ in range(depth)))
+        layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        model = nn.Sequential(layers)
         if sampled:
             sampler = sample_linears_(model, config, num_samples=b, max_tokens=t)
         for _ in range(3):  # the third knows norms, and all that is made once is made
@@ -85,7 +87,7 @@ def _extra_launches(config: SamplingConfig, late: bool, depth: int) -> int:
                 if sampled:
                     sampler.start_batch(torch.arange(b), mask)
                 x = torch.randn(b, t, width)
-                for layer in model[0]:
+                for layer in layers:
                     x = layer(x)
                 x.backward(torch.randn(b, t, width) * mask[..., None])
             model.zero_grad()

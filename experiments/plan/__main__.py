@@ -1,4 +1,4 @@
-"""What a training step will take: python -m experiments.plan model=t5_3b memory=lean fits=24GiB.
+"""What a training step will take: python run.py mode=plan model=t5_3b memory=lean fits=24GiB.
 
 No weights, no GPU and no data: the step is rehearsed on fake tensors. Groups and numbers are those
 of conf/plan.yaml. Values with commas make a grid, a row each: memory=plain,lean budget=0.1,0.3.
@@ -15,32 +15,36 @@ import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import UserError
 from experiments.plan.advice import advice
-from experiments.plan.search import Plan, plan, settings, shown
-from experiments.words import AT_PEAK
+from experiments.plan.grid import settings
+from experiments.words import AT_PEAK, in_bytes
+
+if TYPE_CHECKING:
+    from experiments.plan.search import Plan
 
 
 def one_table(result: Plan) -> Table:
     """The peak of one setting, what it is made of, and what a step costs."""
     table = Table("", "bytes", "share")
-    table.add_row("peak", shown(result.peak_bytes), "100.0%", end_section=True)
+    table.add_row("peak", in_bytes(result.peak_bytes), "100.0%", end_section=True)
     for name, text in AT_PEAK.items():
         count = result.at_peak[name]
-        table.add_row(f"{text}, at the peak", shown(count), f"{count / result.peak_bytes:.1%}")
+        table.add_row(f"{text}, at the peak", in_bytes(count), f"{count / result.peak_bytes:.1%}")
     table.add_section()
-    table.add_row("gradients, all", shown(result.gradient_bytes))
-    table.add_row("saved when the forward pass ends", shown(result.saved_bytes))
+    table.add_row("gradients, all", in_bytes(result.gradient_bytes))
+    table.add_row("saved when the forward pass ends", in_bytes(result.saved_bytes))
     table.add_row("operations, of the plain step's", f"{result.relative_flops:.2f}×")
     if result.max_batch_size is not None:
         table.add_row(f"largest batch in {result.config['fits']}", str(result.max_batch_size))
         for size, peak in (result.peak_bytes_around or {}).items():
             fits = "fits" if size == result.max_batch_size else "does not"
-            table.add_row(f"  a step at {size}, which {fits}", shown(peak))
+            table.add_row(f"  a step at {size}, which {fits}", in_bytes(peak))
     return table
 
 
@@ -50,8 +54,8 @@ def grid_table(results: dict[str, Plan]) -> Table:
     columns = ["", "peak", *AT_PEAK.values(), "operations", *(["largest batch"] * searched)]
     table = Table(*columns)
     for label, result in results.items():
-        parts = [shown(result.at_peak[name]) for name in AT_PEAK]
-        row = [label, shown(result.peak_bytes), *parts, f"{result.relative_flops:.2f}×"]
+        parts = [in_bytes(result.at_peak[name]) for name in AT_PEAK]
+        row = [label, in_bytes(result.peak_bytes), *parts, f"{result.relative_flops:.2f}×"]
         table.add_row(*row, *([str(result.max_batch_size)] * searched))
     return table
 
@@ -69,7 +73,7 @@ def show(results: dict[str, Plan], is_grid: bool) -> None:
         f"@{config['budget']:g} · memory {config['memory']['name']} · batch {config['batch_size']} "
         f"× {config['max_length']} tokens · {config['precision']} · {config['device']}"
         if not is_grid
-        else "Each row differs from conf/plan.yaml and the values given once by what it says."
+        else "Each row differs from the defaults and the values given once by what it says."
     )
     Console(width=None if sys.stdout.isatty() else 180).print(table)
     print(advice([*results.values()]))
@@ -88,6 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with redirect_stdout(sys.stderr):  # what is printed on the way is none of the result
             points = settings(options.overrides)
+            from experiments.plan.search import plan  # not before: it loads torch
+
             is_grid = options.multirun or "" not in points
             for number, (label, config) in enumerate(points.items(), start=1):
                 if is_grid:

@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
+from experiments.config import PlanConfig, as_record
+from experiments.config.roots import parse_bytes
+from experiments.plan.grid import settings
 from experiments.plan.rehearsal import Rehearsal
-from experiments.plan.search import largest_batch, parse_bytes, plan, settings
+from experiments.plan.search import largest_batch, plan
 from experiments.records.code import PLANNER, code_hash
 from experiments.records.provenance import provenance
 from experiments.records.record import config_hash
@@ -26,7 +27,7 @@ Record = dict[str, Any]
 def planned_step(overrides: Sequence[str], folder: Path, overwrite: bool = False) -> Record:
     """The record of one setting: config, memory, flops, relative_flops, code, provenance."""
 
-    def make(config: DictConfig) -> Record:
+    def make(config: PlanConfig) -> Record:
         result = asdict(plan(config))
         cost = {key: result.pop(key) for key in ("flops", "relative_flops")}
         del result["max_batch_size"], result["peak_bytes_around"]
@@ -43,7 +44,7 @@ def planned_batches(
     The sizes are those on the way to ``largest_batch``, the largest in each memory of ``fits``.
     """
 
-    def make(config: DictConfig) -> Record:
+    def make(config: PlanConfig) -> Record:
         rehearsal = Rehearsal(config)
         peaks: dict[int, int] = {}
 
@@ -56,7 +57,7 @@ def planned_batches(
             largest[memory] = largest_batch(peak, parse_bytes(memory), first)
             first = max(first, largest[memory])  # what is known already costs nothing
         return {
-            "config": OmegaConf.to_container(config),
+            "config": as_record(config),
             "peak_bytes_by_batch": dict(sorted(peaks.items())),
             "largest_batch": largest,
         }
@@ -78,7 +79,7 @@ def _recorded(
     overrides: Sequence[str],
     folder: Path,
     overwrite: bool,
-    make: Callable[..., Record],
+    make: Callable[[PlanConfig], Record],
     lacks: Callable[[Record], bool] = lambda _: False,
 ) -> Record:
     """The record that the setting names, made if there is none, if it is stale or by ``overwrite``.
@@ -101,12 +102,12 @@ def _recorded(
     return json.loads(path.read_text(encoding="utf-8"))  # as any later reader has it: keys are text
 
 
-def _file(kind: str, overrides: Sequence[str], folder: Path) -> tuple[DictConfig, Path]:
+def _file(kind: str, overrides: Sequence[str], folder: Path) -> tuple[PlanConfig, Path]:
     """The checked setting and the file that it names."""
     with redirect_stdout(sys.stderr):
         (config,) = settings([*overrides]).values()
-    names = [config[group].name for group in ("model", "tuning", "estimator", "memory")]
-    content: Any = OmegaConf.to_container(config)
+    content = as_record(config)
+    names = [content[group]["name"] for group in ("model", "tuning", "estimator", "memory")]
     of_the_file = config_hash({k: v for k, v in content.items() if k not in ("fits", "output")})
     stem = "-".join([kind, *names, f"b{config.budget:g}", f"n{config.batch_size}", of_the_file])
     return config, folder / f"{stem}.json"

@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from experiments.config import PlanConfig
 from experiments.errors import UserError
+from experiments.plan.kernels import cuda_kernels
 from experiments.run.memory import save_memory
 from experiments.run.models import new_model
 from experiments.run.text2text import is_text_to_text
@@ -39,7 +39,7 @@ class Rehearsal:
         UserError: the model cannot be had, or something asked for does not fit it.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: PlanConfig) -> None:
         self.config = config
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._done: dict[int, tuple[StepMemory, int]] = {}
@@ -67,7 +67,15 @@ class Rehearsal:
                     with operations:
                         self._forward_and_backward(batch)
 
-                memory = measure_step(self.model, self.optimizer, batch, step=run)
+                try:
+                    memory = measure_step(self.model, self.optimizer, batch, step=run)
+                except (RuntimeError, OverflowError) as error:
+                    if "overflow" not in str(error).lower():
+                        raise
+                    raise UserError(
+                        f"batch_size={batch_size} of max_length={self.config.max_length} cannot be "
+                        "planned: tensors would have more elements than can be counted"
+                    ) from error
             self._done[batch_size] = memory, operations.total
         return self._done[batch_size]
 
@@ -92,7 +100,7 @@ class Rehearsal:
         """input_ids and attention_mask (b, t); labels: (b,) classes, (b, t) or targets."""
         ids = torch.ones(b, self.config.max_length, dtype=torch.long)
         answer = (b, self.config.target_length) if is_text_to_text(self.model.config) else (b,)
-        if self.config.model.get("head") == "language_model":
+        if self.config.model.head == "language_model":
             answer = b, self.config.max_length
         labels = torch.ones(answer, dtype=torch.long)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
@@ -100,12 +108,19 @@ class Rehearsal:
     def _forward_and_backward(self, batch: dict[str, Tensor]) -> None:
         if self.sampler is not None and self._second is not None:
             self.sampler.load_state_dict(self._second)
-        self.model(**batch).loss.backward()
+        self._loss(batch).backward()
+
+    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Under autocast where a run would be; the backward pass, as in a run, is not."""
+        autocast = self.config.precision == "bf16-autocast"
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss: Tensor = self.model(**batch).loss
+        return loss
 
     def _state_after_a_step(self, sampler: Sampler) -> dict[str, Any]:
         """The sampler's state once each input has a history, from a forward pass alone."""
         with self._modes():
-            self.model(**self._batch(1))
+            self._loss(self._batch(1))
             norms = sampler.grad_norms
             norms.observe(norms.names, torch.zeros(len(norms.names), 1, 1), None, None)
             return sampler.state_dict()
@@ -153,57 +168,3 @@ class Operations(TorchDispatchMode):
         if formula is not None:
             self.total += formula(*args, **kwargs, out_val=out)
         return out
-
-
-@contextmanager
-def cuda_kernels() -> Iterator[None]:
-    """Gives functions whose CPU kernel keeps other bytes the kernel that CUDA would take.
-
-    They are replaced where models look them up: a function mode of torch would be off in the
-    backward pass, where a recomputation calls them again.
-    """
-    with (
-        mock.patch.object(F, "dropout", _dropout),
-        mock.patch.object(F, "scaled_dot_product_attention", _attention),
-    ):
-        yield
-
-
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """The fused kernel keeps a mask in bytes; the CPU's keeps it in the input's dtype."""
-    if training and 0 < p < 1 and not inplace:
-        return torch.native_dropout(input, p, True)[0]
-    return torch.dropout_(input, p, training) if inplace else torch.dropout(input, p, training)
-
-
-def _attention(
-    query: Tensor,  # (b, h, t, d)
-    key: Tensor,  # (b, h, s, d)
-    value: Tensor,  # (b, h, s, d)
-    attn_mask: Tensor | None = None,  # broadcasts to (b, h, t, s)
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """The memory-efficient kernel, which keeps q, k, v, the mask, the output and a sum a row.
-
-    The flash kernel, for which a mask is one too many, keeps the same. With dropout the CPU takes
-    plain products, and keeps the probabilities (b, h, t, s).
-    """
-    aligned = 4 if query.dtype == torch.float32 else 8
-    if enable_gqa or query.shape[-1] % aligned or value.shape[-1] % aligned:
-        raise UserError(
-            f"attention with {query.shape[-1]} features a head in {query.dtype}"
-            f"{' and shared keys' if enable_gqa else ''} is none for CUDA's memory-efficient "
-            "kernel, so what it keeps is not known; plan with memory.attention=eager"
-        )
-    b, h, t, s = *query.shape[:3], key.shape[2]
-    if attn_mask is not None:
-        if attn_mask.dtype == torch.bool:
-            attn_mask = torch.where(attn_mask, 0.0, float("-inf")).to(query.dtype)
-        if s % 16:  # the kernel reads rows of the mask that are aligned
-            attn_mask = F.pad(attn_mask, (0, 16 - s % 16))[..., :s]
-        attn_mask = attn_mask.expand(b, h, t, s)
-    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
-    return kernel(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]

@@ -1,4 +1,4 @@
-"""From the config of a plan to what its training step takes: settings, grids, the largest batch.
+"""From the config of a plan to what its training step takes, and the largest batch that fits.
 
 ``experiments.plan.__main__`` is the command; ``experiments.plan.rehearsal`` makes the step.
 """
@@ -7,32 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from experiments.config import CONF
+from experiments.config import MemoryChoice, PlanConfig, TuningConfig, as_record, build
+from experiments.config.groups import FULL
+from experiments.config.roots import parse_bytes
 from experiments.errors import UserError
 from experiments.plan.rehearsal import Rehearsal
-from experiments.records.record import DEFAULTS
-from experiments.run.memory import check_memory
-from experiments.run.tuning import check_tuning, sampling_config
-from experiments.words import GIB, MIB
-
-UNITS = {
-    **{"MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
-    **{"MB": 10**6, "GB": 10**9, "TB": 10**12},
-}
-CHOICES = {"precision": ("fp32", "bf16"), "device": ("cuda", "cpu"), "output": ("table", "json")}
+from experiments.words import GIB, MIB, in_bytes
 
 
 @dataclass(frozen=True)
@@ -63,8 +48,8 @@ class Plan:
     peak_bytes_around: dict[int, int] | None
 
 
-def plan(config: DictConfig, *, may_not_fit: bool = False) -> Plan:
-    """Plan the setting ``config``, which ``resolve`` has checked.
+def plan(config: PlanConfig, *, may_not_fit: bool = False) -> Plan:
+    """Plan the setting ``config``.
 
     Args:
         may_not_fit: 0 and no error where ``config.fits`` is too little for a batch of 1.
@@ -83,7 +68,7 @@ def plan(config: DictConfig, *, may_not_fit: bool = False) -> Plan:
         around = {size: rehearsal.peak_bytes(size) for size in (largest, largest + 1) if size}
         assert [peak <= limit for peak in around.values()] == [True, False][-len(around) :]
     return Plan(
-        config=OmegaConf.to_container(config),  # type: ignore[arg-type]
+        config=as_record(config),
         peak_bytes=memory.peak_bytes,
         parameter_bytes=memory.parameter_bytes,
         gradient_bytes=memory.gradient_bytes,
@@ -131,109 +116,26 @@ def largest_batch(peak: Callable[[int], int], limit: int, first: int) -> int:
     return low
 
 
-def _plain(config: DictConfig) -> str:
+def _plain(config: PlanConfig) -> str:
     """The plain step of the same model and size, as JSON."""
-    groups = ("tuning", "full"), ("estimator", "full")
-    plain = {key: OmegaConf.load(CONF / key / f"{name}.yaml") for key, name in groups}
-    plain["memory"] = OmegaConf.create({"name": "plain", **DEFAULTS["memory"]})
-    kept = {key: config[key] for key in ("model", "max_length", "target_length", "batch_size")}
-    kept |= {key: config[key] for key in ("precision", "device", "seed")}
-    return json.dumps(OmegaConf.to_container(OmegaConf.create({**kept, **plain, "budget": 1.0})))
+    groups = {"tuning": TuningConfig(name="full"), "memory": MemoryChoice(name="plain")}
+    plain = replace(config, **groups, estimator=FULL, fits=None, output="table")  # type: ignore[arg-type]
+    return json.dumps(as_record(plain))
 
 
 @cache
 def _plain_flops(plain: str) -> int:
-    config = OmegaConf.create(plain)
+    config = build(PlanConfig, json.loads(plain))
     return Rehearsal(config).step(config.batch_size)[1]
 
 
-def _too_little(config: DictConfig, rehearsal: Rehearsal) -> str:
+def _too_little(config: PlanConfig, rehearsal: Rehearsal) -> str:
     memory, _ = rehearsal.step(1)
     unit, name = (GIB, "GiB") if memory.peak_bytes >= GIB else (MIB, "MiB")
     smallest = math.ceil(100 * memory.peak_bytes / unit) / 100  # up, so that it does
     return (
         f"fits={config.fits} is too little for model={config.model.name} even with a batch of 1: "
-        f"parameters take {shown(memory.parameter_bytes)}, gradients "
-        f"{shown(memory.gradient_bytes)}, the optimizer {shown(memory.optimizer_bytes)}. "
+        f"parameters take {in_bytes(memory.parameter_bytes)}, gradients "
+        f"{in_bytes(memory.gradient_bytes)}, the optimizer {in_bytes(memory.optimizer_bytes)}. "
         f"The smallest that would do is fits={smallest:g}{name}"
     )
-
-
-def parse_bytes(text: Any) -> int:
-    """Bytes from "24GiB" (2^30) or "80GB" (10^9).
-
-    Raises:
-        UserError: no number above 0 with a unit.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", str(text).strip())
-    if match is None or match[2] not in UNITS or not float(match[1]) > 0:
-        raise UserError(
-            f"fits={text} is no memory; give a number above 0 and one of the units "
-            f"{', '.join(UNITS)}, for instance fits=24GiB"
-        )
-    return int(float(match[1]) * UNITS[match[2]])
-
-
-def shown(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"
-
-
-def resolve(config: DictConfig) -> DictConfig:
-    """The config of a plan with its values checked, in its plainest form.
-
-    Raises:
-        UserError: a value outside its rule.
-    """
-    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[assignment]
-    for name in ("batch_size", "max_length", "target_length"):
-        if type(config[name]) is not int or config[name] < 1:
-            raise UserError(f"{name}={config[name]!r} must be an integer >= 1")
-    if type(config.seed) is not int:
-        raise UserError(f"seed={config.seed!r} must be an integer")
-    if type(config.budget) not in (int, float):
-        raise UserError(f"budget={config.budget!r} must be a number in (0, 1]")
-    for name, choices in CHOICES.items():
-        if config[name] not in choices:
-            raise UserError(f"{name}={config[name]!r} is unknown; choose {' or '.join(choices)}")
-    if config.fits is not None:
-        parse_bytes(config.fits)
-    check_memory(config)
-    if config.memory.recompute == "checkpoint_offload":
-        raise UserError(
-            "memory=checkpoint_offload cannot be planned, since fake tensors are all on the host; "
-            "plan memory=checkpoint, of whose saved activations it moves the inputs of blocks"
-        )
-    check_tuning(config.tuning)
-    sampling_config(config)
-    config.budget = 1.0 if config.estimator.name == "full" else float(config.budget)
-    return config
-
-
-def settings(overrides: list[str]) -> dict[str, DictConfig]:
-    """Label -> checked config of each point of the grid that ``overrides`` span, in order.
-
-    The label tells the values that differ, as they came out: memory=plain makes any budget 1.0, so
-    that a grid over budgets plans the baseline once.
-
-    Raises:
-        UserError: a group, choice, key or value that there is not.
-    """
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        swept = [override.get_key_element() for override in parsed if override.is_sweep_override()]
-        found: dict[str, DictConfig] = {}
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            for point in BasicSweeper.split_arguments(parsed, None)[0]:
-                config = resolve(compose("plan", point))
-                found[" ".join(f"{key}={_value(config, key)}" for key in swept)] = config
-        return found
-    except (HydraException, OmegaConfBaseException) as error:
-        # One message; where Hydra has looked is no news.
-        text = str(error).split("Config search path")[0]
-        raise UserError(" ".join(text.split())) from error
-
-
-def _value(config: DictConfig, key: str) -> Any:
-    value = OmegaConf.select(config, key.lstrip("+"))
-    return value.name if isinstance(value, DictConfig) and "name" in value else value

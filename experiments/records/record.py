@@ -12,20 +12,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.config.known import TEXT_TO_TEXT
 from experiments.errors import UserError
 from experiments.records.store import write_json
 
 STATUSES = ("completed", "failed", "out_of_memory", "interrupted")
 # Where things lie and how they are shown does not change what is computed.
 NOT_HASHED = {
-    "": ("results_dir", "overwrite", "logging", "plugins"),
+    "": ("results_dir", "overwrite", "logging", "plugins", "mode"),  # measure.alone says the mode
     "task": ("data_dir",),
     "training": ("progress", "checkpoint_steps"),
     "memory": ("name", "sample_linears"),  # the other keys and the estimator say it all
 }
 # What came later than the first records is left out while it has its default, so that these keep
 # their names.
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "training": {"group_by_length": False},
     "estimator": {"center": "none", "rank": 1},
     "memory": {"lossless": [], "gelu": "exact", "attention": "default", "recompute": "none"},
@@ -69,8 +70,21 @@ def config_hash(config: dict[str, Any], without: tuple[str, ...] = ()) -> str:
             kept.pop(section, None)
     for key in without:
         kept.pop(key, None)
+    _as_before(kept, by_mode="mode" in config)
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _as_before(kept: dict[str, Any], by_mode: bool) -> None:
+    """Write what has another name or another place now as the first records had it, in place."""
+    training = kept.get("training", {})
+    if by_mode and "precision" in training:
+        # Records without a mode come from when a run's bf16 was autocast; theirs is that hash.
+        renamed = {"bf16-autocast": "bf16", "bf16": "bf16 throughout"}
+        training["precision"] = renamed.get(training["precision"], training["precision"])
+    architecture = kept.get("model", {}).get("architecture") or {}
+    if architecture.get("model_type") not in TEXT_TO_TEXT:  # what no other model reads or writes
+        kept["task"] = {k: v for k, v in kept.get("task", {}).items() if k != "text_to_text"}
 
 
 def record_path(config: dict[str, Any]) -> Path:

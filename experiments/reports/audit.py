@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", choices=("records", "reports"))
     only = parser.parse_args(arguments).only
-    records, found = Records(ROOT), []
+    records, found = Records(ROOT), list[str]()
     if only != "reports":
         found += records.failures()
     if only != "records":

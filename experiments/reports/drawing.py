@@ -29,7 +29,7 @@ LOOKS = {  # Okabe and Ito's colours, told apart by most colour-blind readers; a
     "pps/lowrank": ("#D55E00", "*"),
 }
 DODGE = 4  # points between estimators at one budget: their spreads must not cover each other
-STYLE = {
+STYLE: dict[Any, Any] = {  # which matplotlib types as a choice of 300 names
     "svg.hashsalt": "wtacrs",  # the same records give the same bytes
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -94,7 +94,7 @@ def panels(names: list[str], draw: Callable[[Axes, str], None], label: str) -> A
 
 def legend_of_all(axes: Any, figure: Any = None) -> None:
     """One legend of what any of ``axes`` shows, at the right of the last or of the ``figure``."""
-    shown = {}
+    shown: dict[str, Any] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))

@@ -119,7 +119,7 @@ def source_figure(errors: pd.DataFrame) -> Any:
     rows = errors[errors["budget"] == BUDGET]
     sources = [source for source in SOURCES if source in set(rows["source"])]
     look = looks(SOURCE_METHODS)
-    slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    slant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
 
     def draw(axis: Axes, run: str) -> None:
         for at, method in enumerate(SOURCE_METHODS):

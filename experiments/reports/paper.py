@@ -7,6 +7,7 @@ split. A score is held beside ours only where the metric is the same.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pandas as pd
 
@@ -36,7 +37,7 @@ def paper_scores(table: pd.DataFrame) -> pd.Series:
     )
 
 
-def paper_method(row: object) -> str | None:
+def paper_method(row: Any) -> str | None:
     """What the paper calls the method of a row (tuning, estimator, budget, memory); None if not."""
     tuning, estimator, memory = (getattr(row, name) for name in ("tuning", "estimator", "memory"))
     if tuning not in ("full", "lora"):

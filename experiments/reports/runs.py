@@ -51,7 +51,9 @@ def _row(record: RunRecord, protocol: str) -> dict[str, Any]:
     preset = config.get("memory", {}).get("name", "linear")
     if not sampled and preset == "linear":
         preset = "plain"
-    method = {name: config[name] for name in ("estimator", "memory") if name in config}
+    method: dict[str, Any] = {
+        name: config[name] for name in ("estimator", "memory") if name in config
+    }
     if not sampled:
         method.pop("estimator")
     return {

@@ -11,8 +11,6 @@ interrupted. The time left is the median of the completed runs, for each that is
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,20 +18,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from experiments.config import CONF
+from experiments.config import RunConfig, as_record, compose
+from experiments.config.arguments import check_arguments, grid
 from experiments.errors import UserError
-from experiments.records.record import NOT_HASHED, config_hash, read_record
+from experiments.records.record import config_hash, read_record
 from experiments.records.running import SUFFIX, is_alive, read_mark
 
 Config = dict[str, Any]
 STATES = ("completed", "running", "failed", "out_of_memory", "interrupted", "missing")
-SAMPLE_NOTHING = ("plain", "checkpoint", "checkpoint_offload")  # their estimator is full
 
 
 @dataclass
@@ -83,9 +75,8 @@ def read_sweep(folder: Path, overrides: Sequence[str] = ()) -> Sweep:
 def missing(configs: list[Config], overrides: Sequence[str]) -> list[str]:
     """Which of the runs asked for are in none of ``configs``."""
     if overrides:
-        return [
-            label for label, asked in grid(overrides) if not any(agree(asked, c) for c in configs)
-        ]
+        there = {config_hash(config) for config in configs}
+        return [label for key, label in asked_for(overrides).items() if key not in there]
     seeds = sorted({config["seed"] for config in configs})
     settings: dict[str, tuple[str, set[int]]] = {}
     for config in configs:
@@ -106,57 +97,17 @@ def label_of(config: Config) -> str:
     return " ".join([*named, f"budget={config['budget']:g}"])
 
 
-def grid(overrides: Sequence[str]) -> list[tuple[str, Config]]:
-    """The points that overrides with commas span: the name of each, and what it asks for.
+def asked_for(overrides: Sequence[str]) -> dict[str, str]:
+    """Hash of the config -> what it is, of each point of the grid that ``overrides`` span.
 
     Raises:
         UserError: a group, choice, key or value that there is not.
     """
-    try:
-        axes = [
-            [f"{key.get_key_element()}={value}" for value in key.sweep_string_iterator()]
-            if key.is_sweep_override()
-            else [str(key.input_line)]
-            for key in OverridesParser.create().parse_overrides([*overrides])
-        ]
-        points = {}
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            for point in itertools.product(*axes):
-                config: Any = OmegaConf.to_container(compose("config", [*point]), resolve=True)
-                asked = essential(config)
-                label = f"{label_of(asked)} seed={asked['seed']}"
-                points[json.dumps(asked)] = label, asked
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(" ".join(str(error).split("Config search path")[0].split())) from error
-    return [*points.values()]
-
-
-def essential(config: Config) -> Config:
-    """What a config asks for, without what a run fills in and what the plain model does not use."""
-    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
-    for section, keys in NOT_HASHED.items():
-        for key in keys:
-            (kept if section == "" else kept.get(section, {})).pop(key, None)
-    kept["memory"] = {
-        "name": config.get("memory", {}).get("name", "linear"),
-        **kept.get("memory", {}),
-    }
-    if kept["estimator"]["name"] == "full" or kept["memory"]["name"] in SAMPLE_NOTHING:
-        kept |= {"estimator": {"name": "full"}, "budget": 1.0, "memory": dict(kept["memory"])}
-        if kept["memory"]["name"] == "linear":
-            kept["memory"]["name"] = "plain"
-    return kept
-
-
-def agree(asked: Config, recorded: Config) -> bool:
-    """Whether a recorded run is what a point of ``grid`` asks for; a run fills in null and auto."""
-
-    def same(one: Any, other: Any) -> bool:
-        if isinstance(one, dict) and isinstance(other, dict):
-            return all(same(one[key], other[key]) for key in one.keys() & other.keys())
-        return one is None or one == "auto" or one == other
-
-    return same(asked, essential(recorded))
+    points = {}
+    for _, point in grid(check_arguments(RunConfig, overrides, sweeps=True)):
+        config = as_record(compose(RunConfig, point))
+        points[config_hash(config)] = f"{label_of(config)} seed={config['seed']}"
+    return points
 
 
 def shown(seconds: float) -> str:

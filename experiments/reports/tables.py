@@ -106,7 +106,7 @@ def write_tables(folder: Path, output: Path, protocol: str = "paper") -> pd.Data
 def note(runs: pd.DataFrame) -> str:
     """What is said below a table of these runs: whether they mix commits."""
     places = runs[["commit", "dirty"]].set_axis(["git_commit", "git_dirty"], axis=1)
-    return commit_note(places.to_dict("records"))  # type: ignore[arg-type]
+    return commit_note(places.to_dict("records"))
 
 
 def markdown(text: pd.DataFrame) -> str:

@@ -6,14 +6,14 @@ optimizer's state and loads a device's kernels.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from experiments.config import LoggingConfig, RunConfig
 from experiments.run.measure import measure_memory, step_on
 from experiments.run.tasks import TaskData
 from experiments.run.training import build_trainer, longest_batch
@@ -22,15 +22,15 @@ from wtacrs.measure.attribution import attribute
 
 
 def measure_alone(
-    config: Any,
+    config: RunConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     data: TaskData,
     sampler: Sampler | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sections ``memory`` and ``attribution`` of a record."""
-    one_step = {"training": {"max_steps": 1, "checkpoint_steps": 0}, "logging": {"name": "none"}}
-    config = OmegaConf.merge(config, one_step)
+    one_step = replace(config.training, max_steps=1, checkpoint_steps=0)
+    config = replace(config, training=one_step, logging=LoggingConfig())
     with TemporaryDirectory() as folder:  # the Trainer makes it and leaves it empty
         trainer = build_trainer(config, model, tokenizer, data, Path(folder), [])
         trainer.args.eval_strategy = "no"

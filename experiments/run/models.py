@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import transformers
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -22,7 +24,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from experiments.config import CONF
+from experiments.config import CONF, ModelConfig
+from experiments.config.rules import nearest
 from experiments.errors import UserError
 from experiments.run.text2text import is_text_to_text
 
@@ -38,13 +41,13 @@ class ModelError(UserError):
     """A model that cannot be had."""
 
 
-def model_name(config: Any) -> str:
+def model_name(config: ModelConfig) -> str:
     """The name of the group ``model``, or of what ``model.path`` names in place of the group's own.
 
     So two folders are two models in records and tables. The name is the last part of the path.
     """
     group = CONF / "model" / f"{config.name}.yaml"
-    if not group.is_file() or not isinstance(config.path, str):
+    if not group.is_file():
         return config.name
     usual = OmegaConf.to_container(OmegaConf.load(group), resolve=True)
     if config.path == usual["path"]:  # type: ignore[index,call-overload]
@@ -52,7 +55,7 @@ def model_name(config: Any) -> str:
     return re.sub(r"[^\w.]+", "_", Path(config.path).expanduser().resolve().name) or config.name
 
 
-def load_tokenizer(config: Any) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
     """The model's tokenizer; None for a model from scratch, whose tokens are data already."""
     _be_quiet()
     if config.source == "scratch":
@@ -60,31 +63,35 @@ def load_tokenizer(config: Any) -> PreTrainedTokenizerBase | None:
     return _from_pretrained(AutoTokenizer, config)
 
 
-def load_model(config: Any, num_labels: int, regression: bool) -> PreTrainedModel:
+def load_model(config: ModelConfig, num_labels: int, regression: bool) -> PreTrainedModel:
     """A model in float32 that is ready to be trained, in the way of its type.
 
     A T5 is text to text as it is and gets no head (``text2text``). Every other type is
     a sequence classifier with a new head, initialised from torch's generator.
 
     Args:
-        config: the group ``model``: name, source (hub | package | folder | scratch), path,
-            config.
+        config: the group ``model``.
         num_labels: classes, 1 for regression.
         regression: mean squared error in place of cross entropy.
 
     Raises:
-        ModelError: unknown source, package not installed, hub out of reach, folder incomplete.
+        ModelError: package not installed, hub out of reach, folder incomplete, impossible sizes.
     """
     _be_quiet()
     problem = "regression" if regression else "single_label_classification"
     head = {"num_labels": num_labels, "problem_type": problem}
     if config.source == "scratch":
-        return _new(AutoConfig.for_model(config.path, **config.config), head)
-    loader, settings = _loader(_from_pretrained(AutoConfig, config), head)
-    return _from_pretrained(loader, config, dtype=torch.float32, **config.config, **settings)
+        return _new(config, _sizes(config), head)
+    architecture = _from_pretrained(AutoConfig, config)
+    _check_keys(config, architecture)
+    loader, settings = _loader(architecture, head)
+    sizes = config.config
+    return _made(
+        config, lambda: _from_pretrained(loader, config, dtype=torch.float32, **sizes, **settings)
+    )
 
 
-def new_model(config: Any) -> PreTrainedModel:
+def new_model(config: ModelConfig) -> PreTrainedModel:
     """The architecture of ``load_model`` with random weights in float32, two classes, no download.
 
     For what depends on sizes alone: memory, speed, planning. Under torch's ``FakeTensorMode`` it
@@ -92,24 +99,64 @@ def new_model(config: Any) -> PreTrainedModel:
     package; of ``architecture`` if no folder is there (hub, folder); of ``config`` (scratch).
 
     Raises:
-        ModelError: unknown source, package not installed, no ``architecture`` in the config.
+        ModelError: package not installed, no ``architecture`` in the config, impossible sizes.
     """
     _be_quiet()
     if config.source == "scratch":
-        architecture = AutoConfig.for_model(config.path, **config.config)
-    elif config.source not in ("hub", "folder") or Path(config.path).expanduser().is_dir():
-        architecture = _from_pretrained(AutoConfig, config, **config.config)
-    elif "architecture" in config:
-        architecture = AutoConfig.for_model(**{**config.architecture, **config.config})
+        architecture = _sizes(config)
+    elif config.source == "package" or Path(config.path).expanduser().is_dir():
+        _check_keys(config, _from_pretrained(AutoConfig, config))
+        architecture = _made(config, lambda: _from_pretrained(AutoConfig, config, **config.config))
+    elif config.architecture is not None:
+        architecture = _sizes(config)
     else:
         raise ModelError(
             f"model={config.name} has no sizes; give model.architecture: model_type and the values "
             "of its config.json, as conf/model/bert_base.yaml does"
         )
-    if config.get("head") == "language_model":
+    if config.head == "language_model":
         architecture.use_cache = False
-        return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
-    return _new(architecture, {"num_labels": 2})
+        causal = AutoModelForCausalLM.from_config
+        return _made(config, lambda: causal(architecture, dtype=torch.float32))
+    return _new(config, architecture, {"num_labels": 2})
+
+
+def _sizes(config: ModelConfig) -> PreTrainedConfig:
+    """The architecture that the config alone describes: its type, and its sizes."""
+    sizes = {**(config.architecture or {}), **config.config}
+    sizes.pop("model_type", None)
+    kind = config.model_type
+    if kind not in CONFIG_MAPPING:
+        raise ModelError(
+            f"model={config.name}: {kind!r} is no type of model that transformers knows"
+            f"{nearest(str(kind), CONFIG_MAPPING)}"
+        )
+    _check_keys(config, AutoConfig.for_model(kind))
+    return _made(config, lambda: AutoConfig.for_model(kind, **sizes))
+
+
+def _check_keys(config: ModelConfig, architecture: PreTrainedConfig) -> None:
+    """Refuse a key that means nothing to the model: transformers would take it and be silent."""
+    known = {*architecture.to_dict(), *architecture.attribute_map, *vars(architecture)}
+    for key in {**(config.architecture or {}), **config.config}:
+        if key not in known and not key.endswith("_token_id"):  # which any type takes
+            raise ModelError(
+                f"model={config.name}: {key} is no size of a {architecture.model_type}"
+                f"{nearest(key, known)}"
+            )
+
+
+def _made(config: ModelConfig, make: Callable[[], Any]) -> Any:
+    """What ``make`` makes, or one message that the sizes fit no model."""
+    try:
+        return make()
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # which of them, is different from model to model
+        if "can't allocate memory" in str(error):
+            raise
+        reason = [*str(error).split("\n"), ""][0] or type(error).__name__
+        raise ModelError(f"model={config.name}: these sizes make no model ({reason})") from error
 
 
 def _loader(architecture: PreTrainedConfig, head: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -120,11 +167,13 @@ def _loader(architecture: PreTrainedConfig, head: dict[str, Any]) -> tuple[Any, 
     return AutoModelForSequenceClassification, head
 
 
-def _new(architecture: PreTrainedConfig, head: dict[str, Any]) -> PreTrainedModel:
+def _new(
+    config: ModelConfig, architecture: PreTrainedConfig, head: dict[str, Any]
+) -> PreTrainedModel:
     loader, settings = _loader(architecture, head)
     for name, value in settings.items():
         setattr(architecture, name, value)
-    return loader.from_config(architecture, dtype=torch.float32)
+    return _made(config, lambda: loader.from_config(architecture, dtype=torch.float32))
 
 
 def _be_quiet() -> None:
@@ -133,15 +182,11 @@ def _be_quiet() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def _from_pretrained(loader: Any, config: Any, **kwargs: Any) -> Any:
+def _from_pretrained(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
     if config.source == "package":
         return loader.from_pretrained(_package_folder(config), **kwargs)
     if config.source == "folder":
         return _from_folder(loader, config, **kwargs)
-    if config.source != "hub":
-        raise ModelError(
-            f"model.source={config.source!r} is unknown; choose hub, package, folder or scratch"
-        )
     try:
         return loader.from_pretrained(config.path, **kwargs)
     except OSError as error:
@@ -153,7 +198,7 @@ def _from_pretrained(loader: Any, config: Any, **kwargs: Any) -> Any:
         ) from error
 
 
-def _package_folder(config: Any) -> Path:
+def _package_folder(config: ModelConfig) -> Path:
     spec = importlib.util.find_spec(config.path)
     if spec is None or spec.origin is None:
         raise ModelError(
@@ -163,7 +208,7 @@ def _package_folder(config: Any) -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _from_folder(loader: Any, config: Any, **kwargs: Any) -> Any:
+def _from_folder(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
     """From the folder ``path``, where ``~`` is the home, once all of ``PARTS`` are found in it."""
     folder = Path(config.path).expanduser()
     # Who only asks for the sizes needs neither weights nor tokenizer.

@@ -1,6 +1,6 @@
 """One run: config -> record. The whole main job on one screen.
 
-compose and validate -> load data and model -> tune -> sample -> train -> evaluate -> measure ->
+load data and model -> tune -> sample -> train -> evaluate -> measure ->
 write the record. A run that has a completed record is skipped; one that failed or was cut off is
 run again.
 """
@@ -15,13 +15,13 @@ import shutil
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
+from experiments.config import LoggingConfig, RunConfig, as_record
 from experiments.errors import UserError
 from experiments.records.provenance import provenance
 from experiments.records.record import (
@@ -34,7 +34,7 @@ from experiments.records.record import (
 from experiments.records.running import marked
 from experiments.run import checkpoints, measure, training, tuning
 from experiments.run.attribution import measure_alone
-from experiments.run.memory import check_memory, save_memory
+from experiments.run.memory import memory_config, save_memory
 from experiments.run.models import load_model, load_tokenizer, model_name
 from experiments.run.probe import VarianceProbe
 from experiments.run.summary import show
@@ -44,11 +44,11 @@ from wtacrs import Handle
 CHECKPOINTS = Path("outputs/checkpoints")
 
 
-class RunError(RuntimeError):
+class RunError(UserError):
     """The run did not complete; its record, if it got that far, says why."""
 
 
-def run(config: DictConfig) -> RunRecord:
+def run(config: RunConfig) -> RunRecord:
     """Carry out the run that ``config`` describes, or return the record it has already.
 
     Raises:
@@ -56,8 +56,9 @@ def run(config: DictConfig) -> RunRecord:
         KeyboardInterrupt: after the record has been written.
     """
     try:
-        config = resolve(config)
-        path = record_path(OmegaConf.to_container(config))  # type: ignore[arg-type]
+        config = replace(config, model=replace(config.model, name=model_name(config.model)))
+        load_plugins(config)
+        path = record_path(as_record(config))
         check_writable(path.parent)
         done = existing(path, config.overwrite)
     except UserError as error:
@@ -65,7 +66,7 @@ def run(config: DictConfig) -> RunRecord:
     if done is not None:
         print(f"skipped, completed before: {path}; overwrite=true runs it again")
         return done
-    record = RunRecord("failed", OmegaConf.to_container(config), provenance=provenance())  # type: ignore[arg-type]
+    record = RunRecord("failed", as_record(config), provenance=provenance())
     started = time.perf_counter()
     try:
         with marked(path, record.config):
@@ -88,59 +89,33 @@ def run(config: DictConfig) -> RunRecord:
     return record
 
 
-def resolve(config: DictConfig) -> DictConfig:
-    """The config with every interpolation resolved and its values checked.
+def load_plugins(config: RunConfig) -> None:
+    """Import the plugins, and hold the estimator against all that there are then.
 
     Raises:
-        UserError: a value outside its rule.
+        UserError: a module that cannot be imported, or an estimator that none of them brings.
     """
-    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[assignment]
-    config.model.name = model_name(config.model)
     for module in config.plugins:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # whatever a user's module does while it is imported
             raise UserError(
-                f"plugins: module {module!r} cannot be imported ({error}); name a module on the "
-                "Python path, say my_estimators for my_estimators.py in this folder"
+                f"plugins: module {module!r} cannot be imported ({type(error).__name__}: {error}); "
+                "name a module on the Python path, say my_estimators for my_estimators.py in this "
+                "folder"
             ) from error
-    check_numbers(config)
-    check_memory(config)
-    tuning.check_tuning(config.tuning)
-    config.estimator.center = tuning.sampling_config(config).centring  # "auto" is one of them
-    config.budget = float(config.budget)  # 1 and 1.0 are one run
-    if config.estimator.name == "full":
-        config.budget = 1.0  # so that a sweep over budgets trains the baseline once
-    for name in ("batch_size", "eval_batch_size", "epochs"):
-        if config.training[name] <= 0:
-            raise UserError(f"training.{name}={config.training[name]} must be above 0")
-    for name, choices in (("precision", ("fp32", "bf16")), ("device", ("auto", "cpu"))):
-        if config.training[name] not in choices:
-            raise UserError(
-                f"training.{name}={config.training[name]!r} is unknown; "
-                f"choose {' or '.join(choices)}"
-            )
-    return config
+    memory_config(config)
 
 
-def check_numbers(config: DictConfig) -> None:
-    """Raise UserError for a value that is no number where one is needed."""
-    integers = [f"training.{name}" for name in ("batch_size", "eval_batch_size", "max_steps")]
-    integers += ["training.checkpoint_steps", "measure.warmup_steps", "seed"]
-    numbers = ["learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "epochs"]
-    for name in [*integers, *(f"training.{number}" for number in numbers), "budget"]:
-        value = OmegaConf.select(config, name)
-        whole = name in integers
-        if type(value) is not int and (whole or type(value) is not float):
-            raise UserError(f"{name}={value!r} must be {'an integer' if whole else 'a number'}")
-        if not math.isfinite(value) or (value < 0 and name != "training.max_steps"):
-            raise UserError(f"{name}={value} must be finite and not below 0")
-    if config.training.max_steps == 0:
-        raise UserError("training.max_steps=0 trains nothing; -1 leaves the end to training.epochs")
-    if config.training.warmup_ratio >= 1:
+def check_probes(config: RunConfig, rows: int) -> None:
+    """Raise UserError unless a probe comes before training ends."""
+    steps = config.training.max_steps
+    if steps < 0:
+        steps = math.ceil(math.ceil(rows / config.training.batch_size) * config.training.epochs)
+    if min(config.measure.probe_steps or (0,)) >= steps:
         raise UserError(
-            f"training.warmup_ratio={config.training.warmup_ratio} is a share of all steps, in "
-            "[0, 1), for instance 0.06"
+            f"measure.probe_steps={[*(config.measure.probe_steps or ())]}, counted from 0, lie "
+            f"beyond the {steps} steps of this run: nothing would be probed"
         )
 
 
@@ -155,11 +130,11 @@ def existing(path: Path, overwrite: bool) -> RunRecord | None:
     return None
 
 
-def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
+def carry_out(config: RunConfig, record: RunRecord, folder: Path) -> None:
     """Load, train, measure; fills the sections of ``record`` as they become known."""
     tokenizer, data, model, handle = prepare(config)
     sampler = handle.sampler
-    if config.measure.get("alone"):
+    if config.measure.alone:
         measured = measure_alone(config, model, tokenizer, data, sampler)
         record.memory, record.attribution = measured
         record.sampling = tuning.describe_sampling(sampler)
@@ -168,7 +143,8 @@ def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     resume_from = checkpoints.keep_last_checkpoint(folder)
     probe = None
-    if sampler is not None and "probe_steps" in config.measure:
+    if sampler is not None and config.measure.probe_steps is not None:
+        check_probes(config, len(data.train))
         probe = VarianceProbe(model, sampler, config.measure)
     facts = training.BatchFacts(model, config.measure.warmup_steps)
     saver = checkpoints.Checkpoints(handle, facts, probe, resume_from)
@@ -192,7 +168,7 @@ def carry_out(config: Any, record: RunRecord, folder: Path) -> None:
 
 
 def prepare(
-    config: Any,
+    config: RunConfig,
 ) -> tuple[PreTrainedTokenizerBase | None, TaskData, PreTrainedModel, Handle]:
     """Tokenizer, data, the model as it will train, and what was done to it."""
     set_seed(config.seed)  # the new head, dropout and the order of the data
@@ -201,11 +177,13 @@ def prepare(
     model = load_model(config.model, data.num_labels, data.regression)
     max_tokens = training.longest_sequence(config, model, tokenizer, data)
     tuning.tune(model, config.tuning)
+    if config.training.precision == "bf16":
+        model.to(torch.bfloat16)
     handle = save_memory(model, config, len(data.train), max_tokens)
     return tokenizer, data, model, handle
 
 
-def prepare_logging(config: Any) -> None:
+def prepare_logging(config: LoggingConfig) -> None:
     """Tell wandb of the group ``logging``.
 
     Raises:
@@ -214,8 +192,8 @@ def prepare_logging(config: Any) -> None:
     if config.name == "wandb":
         if importlib.util.find_spec("wandb") is None:
             raise UserError("logging=wandb needs a package: pip install wandb, or logging=none")
-        os.environ.setdefault("WANDB_PROJECT", config.project)
-        os.environ.setdefault("WANDB_MODE", config.mode)
+        os.environ.setdefault("WANDB_PROJECT", config.project or "")
+        os.environ.setdefault("WANDB_MODE", config.mode or "")
 
 
 def status_of(error: BaseException) -> str:

@@ -69,8 +69,8 @@ def _attribution(found: dict[str, Any]) -> list[Table]:
     for layer in found["sampled"]:
         keeps, held = ("\n".join(layer[key]) for key in ("keeps_from", "held_by"))
         texts = (layer["pattern"], keeps or "nothing", held or "nobody")
-        numbers = (_mib(layer["input_bytes"]), str(len(layer["layers"])))
-        inputs.add_row(*numbers, *(escape(text) for text in texts))
+        size, count = _mib(layer["input_bytes"]), str(len(layer["layers"]))
+        inputs.add_row(size, count, *(escape(text) for text in texts))
     return [alive, inputs]
 
 

@@ -1,4 +1,4 @@
-"""A task's config node -> tokenised training and validation sets.
+"""A task's config -> tokenised training and validation sets.
 
 Where the data come from is said in the config and nowhere else: `source: digits` is inside
 scikit-learn; `source: glue` is a folder in the standard GLUE layout when `data_dir` is given and
@@ -10,7 +10,7 @@ guessed would change every number in the table without a trace.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,12 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
-from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
+from experiments.config import HubConfig, TaskConfig
 from experiments.errors import UserError
-
-Task = Mapping[str, Any]
 
 
 class TaskError(UserError):
@@ -50,8 +48,8 @@ class _Rows:
     labels: list[Any]
 
 
-def load_task(config: Task, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> TaskData:
-    """Read, check, cut and tokenise the task of the config node `task`.
+def load_task(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> TaskData:
+    """Read, check, cut and tokenise the task `task`.
 
     `tokenizer` may be None for digits, whose pixels are their own token ids. `sample_ids` is a
     row's position 0..N-1 in the training set used. With `max_train_rows` below the file's rows,
@@ -60,45 +58,38 @@ def load_task(config: Task, tokenizer: PreTrainedTokenizerBase | None, seed: int
 
     Raises TaskError for settings and data that break a rule, and when the hub cannot be reached.
     """
-    task = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-    _check_settings(task, tokenizer)
-    if task["source"] == "digits":
+    _check_length(task, tokenizer)
+    if task.source == "digits":
         splits = _read_digits()
-    elif task["data_dir"] is not None:
+    elif task.data_dir is not None:
         splits = _read_folder(task)
     else:
         splits = _read_hub(task)
-    train = _encode(_subset(splits.pop("train"), task["max_train_rows"]), task, tokenizer)
+    train = _encode(_subset(splits.pop("train"), task.max_train_rows), task, tokenizer)
     train = train.add_column("sample_ids", np.arange(len(train)))
     return TaskData(
         train=train,
         validation={name: _encode(split, task, tokenizer) for name, split in splits.items()},
-        num_labels=1 if task["labels"] is None else len(task["labels"]),
-        regression=task["labels"] is None,
+        num_labels=1 if task.labels is None else len(task.labels),
+        regression=task.regression,
         max_tokens=pc.max(pc.list_value_length(train.data.column("input_ids"))).as_py(),
     )
 
 
-def _check_settings(task: Task, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    if task["source"] not in ("glue", "digits"):
-        raise TaskError(f"task.source={task['source']!r} is unknown; choose glue or digits.")
-    rows, length, least = task["max_train_rows"], task["max_length"], 2
-    if rows is not None and (type(rows) is not int or rows < 1):
+def _check_length(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Refuse a length below which tokenizers give up and silently return the row uncut."""
+    if task.source == "digits":
+        return
+    if tokenizer is None:
         raise TaskError(
-            f"task.max_train_rows={rows!r} must be an integer >= 1; null takes every row."
+            f"task {task.name!r} is text, which tokenizer=None cannot read; choose a"
+            " model with a tokenizer, or task=digits."
         )
-    if task["source"] == "glue":
-        if tokenizer is None:
-            raise TaskError(
-                f"task {task['name']!r} is text, which tokenizer=None cannot read; choose a"
-                " model with a tokenizer, or task=digits."
-            )
-        sentences = len(task["text"])
-        # Below this, tokenizers give up and silently return the row uncut.
-        least = max(least, tokenizer.num_special_tokens_to_add(sentences == 2) + sentences)
-    if type(length) is not int or length < least:
+    sentences = len(task.text or ())
+    least = max(2, tokenizer.num_special_tokens_to_add(sentences == 2) + sentences)
+    if task.max_length < least:
         raise TaskError(
-            f"task.max_length={length!r} must be an integer >= {least} for task {task['name']!r}"
+            f"task.max_length={task.max_length} must be at least {least} for task {task.name!r}"
             f" (special tokens, one token a sentence, never below 2); set {least} or more."
         )
 
@@ -117,33 +108,34 @@ def _read_digits() -> dict[str, _Rows]:
     }
 
 
-def _read_folder(task: Task) -> dict[str, _Rows]:
-    root = Path(task["data_dir"]).expanduser()
-    if not task["data_dir"] or not root.is_dir():
+def _read_folder(task: TaskConfig) -> dict[str, _Rows]:
+    root = Path(task.data_dir or "").expanduser()
+    if not root.is_dir():
         raise TaskError(
-            f"task.data_dir={task['data_dir']!r} (or GLUE_DIR) is not a folder; it must hold one"
+            f"task.data_dir={task.data_dir!r} (or GLUE_DIR) is not a folder; it must hold one"
             " folder per GLUE task. Correct it, or leave it null to read from the hub."
         )
-    folder = root / task["folder"]
-    for path in (folder, *(folder / name for name in task["files"].values())):
+    folder = root / (task.folder or "")
+    files = task.files or {}
+    for path in (folder, *(folder / name for name in files.values())):
         if not (path.is_dir() if path == folder else path.is_file()):
             there = ", ".join(sorted(entry.name for entry in path.parent.iterdir())) or "nothing"
             raise TaskError(
-                f"{path} is missing, and task {task['name']!r} needs it; {path.parent} holds:"
+                f"{path} is missing, and task {task.name!r} needs it; {path.parent} holds:"
                 f" {there}. Put it there, or set task.data_dir=null to read from the hub."
             )
-    return {split: _read_file(folder / name, task, split) for split, name in task["files"].items()}
+    return {split: _read_file(folder / name, task, split) for split, name in files.items()}
 
 
-def _read_file(path: Path, task: Task, split: str) -> _Rows:
-    width = task["columns"]
-    lines = _lines(path, width if isinstance(width, int) else width[split])
-    for where, cells in islice(lines, 1 if task["header"] else 0):
+def _read_file(path: Path, task: TaskConfig, split: str) -> _Rows:
+    text, label = task.text or (), task.label or 0
+    lines = _lines(path, task.width(split))
+    for where, cells in islice(lines, 1 if task.header else 0):
         _check_header(task, cells, where)
     rows = _Rows([], [])
     for where, cells in lines:
-        rows.inputs.append([cells[column] for column in task["text"]])
-        rows.labels.append(_label(task, cells[task["label"]], where))
+        rows.inputs.append([cells[column] for column in text])
+        rows.labels.append(_label(task, cells[label], where))
     if not rows.labels:
         raise TaskError(f"{path} has no rows; a task needs at least one. Restore the file.")
     return rows
@@ -168,23 +160,24 @@ def _lines(path: Path, width: int) -> Iterator[tuple[str, list[str]]]:
             yield where, cells
 
 
-def _check_header(task: Task, cells: list[str], where: str) -> None:
+def _check_header(task: TaskConfig, cells: list[str], where: str) -> None:
     """Refuse a first line that is a row, which skipping the header would lose without a word."""
+    cell = cells[task.label or 0]
     try:
-        _label(task, cells[task["label"]], where)
+        _label(task, cell, where)
     except TaskError:
         return
     raise TaskError(
         f"{where}: the first line must be a header, but its label column holds"
-        f" {cells[task['label']]!r}. Add the header line, or set task.header=false."
+        f" {cell!r}. Add the header line, or set task.header=false."
     )
 
 
-def _label(task: Task, value: str | float, where: str) -> int | float:
+def _label(task: TaskConfig, value: str | float, where: str) -> int | float:
     """The model's label for a cell, which is a string in a file and a number on the hub."""
-    labels = task["labels"]
+    labels = task.labels
     if labels is None:
-        low, high = task["score_range"]
+        low, high = task.score_range or (0.0, 0.0)
         try:
             score = float(value)
         except (TypeError, ValueError):
@@ -197,31 +190,44 @@ def _label(task: Task, value: str | float, where: str) -> int | float:
             return labels.index(value)
         if isinstance(value, int) and 0 <= value < len(labels):
             return value
-        rule = f"label {value!r} must be one of {labels}"
+        rule = f"label {value!r} must be one of {[*labels]}"
     raise TaskError(f"{where}: {rule}. Repair the row or correct the task's YAML file.")
 
 
-def _read_hub(task: Task) -> dict[str, _Rows]:
+def _read_hub(task: TaskConfig) -> dict[str, _Rows]:
     from datasets import load_dataset
 
-    hub = task["hub"]
+    hub = task.hub
+    assert hub is not None
     try:
-        loaded = load_dataset(hub["path"], hub["name"])
+        loaded = load_dataset(hub.path, hub.name)
     except Exception as error:  # offline, proxies, timeouts, gated: each has a class of its own
         raise TaskError(
-            f"task {task['name']!r} could not be loaded from the hub ({hub['path']},"
-            f" {hub['name']}): {type(error).__name__}: {error}. Give a folder in the GLUE layout"
+            f"task {task.name!r} could not be loaded from the hub ({hub.path},"
+            f" {hub.name}): {type(error).__name__}: {error}. Give a folder in the GLUE layout"
             " with task.data_dir=..., or name it in the environment variable GLUE_DIR, or run"
             " experiment=demo, which needs no download."
         ) from error
     splits = {}
-    for split in task["files"]:
-        table = loaded[hub.get("splits", {}).get(split, split)]
-        sentences = zip(*(table[column] for column in hub["text"]), strict=True)
-        where = f"hub {hub['path']} {hub['name']} {split}"
+    for split in task.files or ():
+        name = (hub.splits or {}).get(split, split)
+        _check_there(hub, [name], [*loaded])
+        table = loaded[name]
+        _check_there(hub, [*hub.text, "label"], table.column_names)
+        sentences = zip(*(table[column] for column in hub.text), strict=True)
+        where = f"hub {hub.path} {hub.name} {split}"
         labels = [_label(task, label, f"{where}:{i}") for i, label in enumerate(table["label"])]
         splits[split] = _Rows([list(pair) for pair in sentences], labels)
     return splits
+
+
+def _check_there(hub: HubConfig, wanted: list[str], there: list[str]) -> None:
+    """Refuse a split or a column that the data set on the hub has not."""
+    if missing := [name for name in wanted if name not in there]:
+        raise TaskError(
+            f"hub {hub.path} {hub.name} has no {', '.join(missing)}, but {', '.join(there)}."
+            " Correct task.hub in the task's YAML file."
+        )
 
 
 def _subset(rows: _Rows, most: int | None) -> _Rows:
@@ -232,10 +238,10 @@ def _subset(rows: _Rows, most: int | None) -> _Rows:
     return _Rows([rows.inputs[i] for i in kept], [rows.labels[i] for i in kept])
 
 
-def _encode(rows: _Rows, task: Task, tokenizer: PreTrainedTokenizerBase | None) -> Dataset:
-    length = task["max_length"]
+def _encode(rows: _Rows, task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -> Dataset:
+    length = task.max_length
     columns: dict[str, list[Any]] = defaultdict(list)
-    if task["source"] == "digits":
+    if task.source == "digits":
         columns["input_ids"] = [pixels[:length] for pixels in rows.inputs]
         columns["attention_mask"] = [[1] * len(pixels) for pixels in columns["input_ids"]]
     else:
@@ -243,6 +249,7 @@ def _encode(rows: _Rows, task: Task, tokenizer: PreTrainedTokenizerBase | None) 
         # not by Dataset.map, which spends longer on hashing the tokenizer than most tasks need.
         for start in range(0, len(rows.inputs), 1000):
             sentences = map(list, zip(*rows.inputs[start : start + 1000], strict=True))
+            assert tokenizer is not None  # as _check_length has seen
             piece = tokenizer(*sentences, truncation=True, max_length=length)
             for name, values in piece.items():
                 columns[name].extend(values)

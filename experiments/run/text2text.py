@@ -15,33 +15,22 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.config import TaskConfig
+from experiments.config.known import TEXT_TO_TEXT
+from experiments.config.roots import no_words
 from experiments.errors import UserError
-
-MODEL_TYPES = ("t5",)
-
-#: Task -> the word of each class, in the order of ``labels`` in conf/task/. Mostly T5's own words.
-LABEL_WORDS = {
-    "cola": ("unacceptable", "acceptable"),
-    "sst2": ("negative", "positive"),
-    "mrpc": ("not_equivalent", "equivalent"),
-    "qqp": ("not_duplicate", "duplicate"),
-    "mnli": ("entailment", "neutral", "contradiction"),
-    "qnli": ("entailment", "not_entailment"),
-    "rte": ("entailment", "not_entailment"),
-    "wnli": ("not_entailment", "entailment"),
-}
 
 
 def is_text_to_text(architecture: PreTrainedConfig | None) -> bool:
     """Whether a model of this config is trained text to text."""
-    return getattr(architecture, "model_type", None) in MODEL_TYPES
+    return getattr(architecture, "model_type", None) in TEXT_TO_TEXT
 
 
 class TextToText:
     """A task as text: from classes to target tokens, and from logits back to scores per class.
 
     Args:
-        task: the group ``task``; its name finds the words.
+        task: the group ``task``, which has the words.
         tokenizer: the model's.
 
     Attributes:
@@ -51,14 +40,10 @@ class TextToText:
         UserError: a task without words (regression, digits), or two words with one first token.
     """
 
-    def __init__(self, task: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        words = LABEL_WORDS.get(task.name)
+    def __init__(self, task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        words = None if task.text_to_text is None else task.text_to_text.words
         if words is None or tokenizer is None:
-            raise UserError(
-                f"task={task.name} has no words for its labels, which a text-to-text model must "
-                f"write; choose from {', '.join(LABEL_WORDS)}, or a model that classifies, say "
-                "model=bert_base. Words of a task of yours go into experiments/text2text.py"
-            )
+            raise UserError(no_words(task.name))
         self.tokenizer = tokenizer
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.targets = [tokenizer(word, add_special_tokens=False).input_ids + end for word in words]
@@ -68,7 +53,7 @@ class TextToText:
                 raise UserError(
                     f"task={task.name}: the words {words[j]!r} and {words[i]!r} begin with the "
                     f"same token {tokenizer.convert_ids_to_tokens(first)!r}, so the first token "
-                    "cannot tell them apart; choose others in experiments/text2text.py"
+                    "cannot tell them apart; choose others in task.text_to_text.words"
                 )
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -97,7 +82,7 @@ class TextToText:
 
 
 def text_to_text(
-    model: PreTrainedModel, task: Any, tokenizer: PreTrainedTokenizerBase | None
+    model: PreTrainedModel, task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> TextToText | None:
     """The task as text if ``model`` is trained so, else None.
 

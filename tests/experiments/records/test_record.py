@@ -5,8 +5,8 @@ import os
 import re
 
 import pytest
-from omegaconf import OmegaConf
 
+from experiments.config import as_record
 from experiments.errors import UserError
 from experiments.records.record import (
     RecordError,
@@ -20,7 +20,7 @@ from experiments.records.record import (
 
 @pytest.fixture
 def hash_of(make_config):
-    return lambda *overrides: config_hash(OmegaConf.to_container(make_config(*overrides)))
+    return lambda *overrides: config_hash(as_record(make_config(*overrides)))
 
 
 def test_round_trip(make_record, tmp_path):
@@ -72,7 +72,7 @@ def test_number_that_is_not_finite_is_null(number, make_record, tmp_path):
 
 
 def test_name_says_what_the_run_is(make_config, tmp_path):
-    config = OmegaConf.to_container(make_config("seed=3", "estimator=crs", "budget=0.05"))
+    config = as_record(make_config("seed=3", "estimator=crs", "budget=0.05"))
     path = record_path(config)
     assert path.parent == tmp_path / "runs"
     assert re.fullmatch(r"digits-digits_tiny-full-crs-b0\.05-s3-[0-9a-f]{8}\.json", path.name)
@@ -103,7 +103,7 @@ def test_what_changes_the_result_is_hashed(override, hash_of):
 
 
 def test_hash_does_not_depend_on_order_and_changes_nothing(make_config):
-    config = OmegaConf.to_container(make_config())
+    config = as_record(make_config())
     before = json.dumps(config)
     assert config_hash(dict(reversed(config.items()))) == config_hash(config)
     assert config_hash(config, without=("seed",)) == config_hash(config | {"seed": 5}, ("seed",))

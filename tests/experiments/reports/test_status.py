@@ -5,8 +5,8 @@ import socket
 import subprocess
 
 import pytest
-from omegaconf import OmegaConf
 
+from experiments.config import as_record
 from experiments.records.record import record_path, write_record
 from experiments.records.store import write_json
 from experiments.reports import status
@@ -33,11 +33,11 @@ def leave(make_record, folder):
 
 
 @pytest.fixture
-def mark(make_resolved, folder):
+def mark(make_config, folder):
     """Leaves the mark of a run of process ``pid``; returns the name of its file."""
 
     def write(*overrides, pid):
-        config = OmegaConf.to_container(make_resolved(*overrides))
+        config = as_record(make_config(*overrides))
         path = record_path(config).with_suffix(".running")
         who = {"pid": pid, "host": socket.gethostname(), "started_at": "now"}
         write_json({**who, "config": config}, path)

@@ -4,8 +4,8 @@ import math
 
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
 
+from experiments.config import as_record
 from experiments.errors import UserError
 from experiments.records.record import record_path, write_record
 from experiments.reports import tables
@@ -178,5 +178,5 @@ def test_splice_needs_its_marks(tmp_path):
     assert document.read_text() == "<!-- begin t -->\n"
 
 
-def test_records_by_hand_are_like_those_of_runs(make_record, make_resolved):
-    assert make_record().config == OmegaConf.to_container(make_resolved())
+def test_records_by_hand_are_like_those_of_runs(make_record, make_config):
+    assert make_record().config == as_record(make_config())

@@ -33,9 +33,9 @@ def test_batch_facts():
 
 
 @pytest.mark.parametrize("memory", ["plain", "linear"])
-def test_sample_ids_never_reach_the_model(memory, make_resolved):
+def test_sample_ids_never_reach_the_model(memory, make_config):
     """Whichever of the two was registered first, and whether or not anything is sampled."""
-    config = make_resolved(f"memory={memory}")
+    config = make_config(f"memory={memory}")
     for counts_first in (True, False):
         model = load_model(config.model, 10, False).train()
         facts = BatchFacts(model) if counts_first else None

@@ -19,11 +19,11 @@ from experiments.run.training import BatchFacts, build_trainer, longest_batch
 
 
 @pytest.fixture
-def trained(make_resolved, tmp_path):
+def trained(make_config, tmp_path):
     """Factory: trains two steps; returns what ``measure_memory`` takes."""
 
     def train(*overrides):
-        config = make_resolved("training.max_steps=2", *overrides)
+        config = make_config("training.max_steps=2", *overrides)
         data = load_task(config.task, None, 0)
         model = load_model(config.model, data.num_labels, data.regression)
         sampler = save_memory(model, config, len(data.train), data.max_tokens).sampler

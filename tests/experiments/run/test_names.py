@@ -1,10 +1,12 @@
 """What a run is called, and what lies beside its record while it goes on."""
 
-import pytest
-from omegaconf import OmegaConf
+from dataclasses import replace
 
-from experiments.records.record import record_path
+import pytest
+
+from experiments.config import RunConfig, compose
 from experiments.run import runner
+from experiments.run.models import model_name
 from experiments.run.runner import run
 
 
@@ -31,9 +33,8 @@ def test_a_mark_lies_beside_the_record_while_it_runs(make_config, tmp_path, monk
         (["model=minilm", "model.source=folder", "model.path=/"], "minilm"),
     ],
 )
-def test_a_run_is_named_after_the_model_that_it_loads(overrides, name, make_config, monkeypatch):
+def test_a_run_is_named_after_the_model_that_it_loads(overrides, name, monkeypatch):
     monkeypatch.setenv("WTACRS_MODELS", "/elsewhere")
-    config = runner.resolve(make_config(*overrides))
-    assert config.model.name == name
-    assert record_path(OmegaConf.to_container(config)).name.startswith(f"digits-{name}-full-")
-    assert runner.resolve(config).model.name == name
+    model = compose(RunConfig, ["task=sst2", *overrides]).model
+    assert model_name(model) == name
+    assert model_name(replace(model, name=name)) == name

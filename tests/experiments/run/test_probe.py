@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
+from experiments.config import RunConfig, compose
 from experiments.reports.figures import main
 from experiments.reports.variance_data import error_frame, load_probes, summarise
 from experiments.run.models import load_model
@@ -31,9 +30,7 @@ RUN = "digits · digits_tiny"
 @pytest.fixture(scope="module")
 def records(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("records") / "variance"
-    conf = str(request.config.rootpath / "conf")
-    with initialize_config_dir(conf, version_base="1.3"):
-        run(compose("config", [*OVERRIDES, f"results_dir={folder}"]))
+    run(compose(RunConfig, [*OVERRIDES, f"results_dir={folder}"]))
     return folder
 
 
@@ -53,9 +50,9 @@ def test_probes_hold_every_choice(records):
 
 def test_probing_changes_nothing_of_the_training_run(records, tmp_path, request):
     """The run without probes has the same losses and scores."""
-    with initialize_config_dir(str(request.config.rootpath / "conf"), version_base="1.3"):
-        plain = [*OVERRIDES, "measure.probe_steps=[]", f"results_dir={tmp_path}"]
-        without = run(compose("config", plain))
+    kept = [text for text in OVERRIDES if not text.startswith("measure.")]
+    plain = ["measure=default", "measure.memory=false", f"results_dir={tmp_path}"]
+    without = run(compose(RunConfig, [*kept, *plain]))
     with_probes = json.loads(next(records.glob("*.json")).read_text())
     assert without.metrics == with_probes["metrics"]
 
@@ -63,7 +60,7 @@ def test_probing_changes_nothing_of_the_training_run(records, tmp_path, request)
 @pytest.mark.parametrize("preset", ["linear", "lean"])
 def test_catch_gives_the_gradients_of_the_plain_model(preset, request):
     torch.manual_seed(0)
-    config = OmegaConf.load(request.config.rootpath / "conf/model/digits_tiny.yaml")
+    config = compose(RunConfig, OVERRIDES).model
     model = load_model(config, num_labels=10, regression=False).train()
     inputs = {
         "input_ids": torch.randint(0, 17, (4, 64)),

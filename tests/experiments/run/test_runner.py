@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
+from experiments.config import as_record
 from experiments.errors import UserError
 from experiments.records.record import read_record, record_path, write_record
 from experiments.run import measure, runner
@@ -26,7 +26,7 @@ SHORT = ("measure.memory=false",)
 
 
 def path_of(config):
-    return record_path(OmegaConf.to_container(runner.resolve(config)))
+    return record_path(as_record(config))
 
 
 @pytest.fixture
@@ -191,11 +191,27 @@ def test_same_seed_gives_the_same_metrics(make_config, monkeypatch):
     assert heads[0] == heads[1] != heads[2]
 
 
-def test_bf16(make_config):
-    record = run(make_config("training.precision=bf16", "training.max_steps=1", *SHORT))
+@pytest.mark.parametrize("precision", ["bf16-autocast", "bf16"])
+def test_bf16(precision, make_config):
+    record = run(make_config(f"training.precision={precision}", "training.max_steps=1", *SHORT))
     exact = run(make_config("training.max_steps=1", *SHORT))
     difference = abs(record.metrics["train_loss"] - exact.metrics["train_loss"])
     assert 0 < difference < 0.05
+
+
+def test_pure_bf16_halves_what_autocast_leaves(make_config):
+    """Parameters, gradients and optimizer state, which under autocast stay as they were."""
+    sizes = {}
+    for precision in ("fp32", "bf16-autocast", "bf16"):
+        memory = run(make_config(f"training.precision={precision}", "training.max_steps=1")).memory
+        sizes[precision] = [memory[f"{part}_bytes"] for part in ("parameter", "gradient")]
+    assert sizes["bf16-autocast"] == sizes["fp32"] == [2 * size for size in sizes["bf16"]]
+
+
+def test_probes_that_come_too_late(make_config):
+    late = ("estimator=pps", "measure=variance", "measure.probe_steps=[16]")
+    with pytest.raises(RunError, match="beyond the 16 steps of this run"):
+        run(make_config(*late, "training.epochs=2", "training.max_steps=-1"))  # 64 rows by 8
 
 
 def test_diverged_run_gets_no_score(make_config, only_record, capsys):
@@ -219,32 +235,3 @@ def test_regression(make_config, tiny_glue):
     (epoch,) = record.metrics["per_epoch"]
     assert epoch.keys() == {"epoch", "step", "loss", "pearson", "spearman", *HALVES}
     assert record.sampling["layers"] == 36
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("budget=0", r"budget=0 is .*\(0, 1\]"),
-        ("budget=1.5", r"budget=1.5 is .*\(0, 1\]"),
-        ("budget=much", "budget='much' must be a number"),
-        ("budget=null", "budget=None must be a number"),
-        ("seed=-1", "seed=-1 must be"),
-        ("seed=0.5", "seed=0.5 must be an integer"),
-        ("estimator.name=none", "estimator='none' is unknown; choose one of full, uniform, crs"),
-        ("estimator.floor=1", r"floor=1 is .*\[0, 1\)"),
-        ("estimator.include=dense", "include='dense' is a string"),
-        ("training.epochs=0", "training.epochs=0 must be above 0"),
-        ("training.batch_size=0", "training.batch_size=0 must be above 0"),
-        ("training.max_steps=0", "training.max_steps=0 trains nothing; -1 leaves"),
-        ("training.warmup_ratio=1", "warmup_ratio=1 is a share of all steps"),
-        ("training.batch_size=2.5", "training.batch_size=2.5 must be an integer"),
-        ("training.learning_rate=.nan", "training.learning_rate=nan must be finite"),
-        ("training.precision=fp16", "'fp16' is unknown; choose fp32 or bf16"),
-        ("training.device=tpu", "'tpu' is unknown; choose auto or cpu"),
-    ],
-)
-def test_bad_value_is_refused_before_any_work(override, message, make_config, carry_out, tmp_path):
-    with pytest.raises(RunError, match=message):
-        run(make_config(override))
-    assert carry_out.calls == 0
-    assert not (tmp_path / "runs").exists()

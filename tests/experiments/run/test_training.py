@@ -21,7 +21,7 @@ RESUMED = (
 
 
 @pytest.fixture
-def train(make_resolved, monkeypatch, tmp_path):
+def train(make_config, monkeypatch, tmp_path):
     """Trains, maybe cut off after a step; returns the record, each step's loss, the handle."""
     losses, handles, cut = [], [], [None]
     training_step, save = Trainer.training_step, runner.save_memory
@@ -48,7 +48,7 @@ def train(make_resolved, monkeypatch, tmp_path):
     def run(*overrides, folder="checkpoints", cut_after=None):
         cut[0] = cut_after
         losses.clear()
-        config, record = make_resolved(*RESUMED, *overrides), RunRecord("failed", {})
+        config, record = make_config(*RESUMED, *overrides), RunRecord("failed", {})
         try:
             runner.carry_out(config, record, tmp_path / folder)
         except KeyboardInterrupt:
@@ -218,7 +218,8 @@ def test_longest_batch():
         ("training.weight_decay=0.25", "weight_decay", 0.25),
         ("training.warmup_ratio=0.2", "warmup_steps", 0.2),
         ("training.max_grad_norm=3", "max_grad_norm", 3),
-        ("training.precision=bf16", "bf16", True),
+        ("training.precision=bf16-autocast", "bf16", True),
+        ("training.precision=bf16", "bf16", False),
         ("training.device=cpu", "use_cpu", True),
         ("training.checkpoint_steps=3", "save_steps", 3),
         ("training.checkpoint_steps=0", "save_strategy", "no"),
@@ -227,25 +228,25 @@ def test_longest_batch():
         ("logging=none", "report_to", []),
     ],
 )
-def test_training_arguments(override, name, value, make_resolved, tmp_path):
-    assert getattr(training_arguments(make_resolved(override), tmp_path), name) == value
+def test_training_arguments(override, name, value, make_config, tmp_path):
+    assert getattr(training_arguments(make_config(override), tmp_path), name) == value
 
 
-def test_warmup_is_a_share_of_the_steps(make_resolved, tmp_path):
-    config = make_resolved("training.warmup_ratio=0.25")
+def test_warmup_is_a_share_of_the_steps(make_config, tmp_path):
+    config = make_config("training.warmup_ratio=0.25")
     assert training_arguments(config, tmp_path).get_warmup_steps(100) == 25
 
 
 FACTS = SimpleNamespace(mean_loss=1.5, curve={"step": [10], "loss": [9.0]})
 
 
-def test_metrics_need_an_evaluation(make_resolved):
+def test_metrics_need_an_evaluation(make_config):
     trainer = SimpleNamespace(state=SimpleNamespace(log_history=[{"loss": 1.0, "step": 1}]))
     with pytest.raises(ValueError, match="ended before any evaluation"):
-        training.describe_metrics(make_resolved(), trainer, FACTS)
+        training.describe_metrics(make_config(), trainer, FACTS)
 
 
-def test_metrics_from_the_log(make_resolved):
+def test_metrics_from_the_log(make_config):
     log = [
         {"step": 2, "epoch": 1.0, "loss": 9.0},
         {"step": 2, "epoch": 1.0, "eval_validation_accuracy": 0.9, "eval_validation_runtime": 1},
@@ -254,7 +255,7 @@ def test_metrics_from_the_log(make_resolved):
         {"step": 4, "epoch": 2.0, "train_loss": 5.0},
     ]
     trainer = SimpleNamespace(state=SimpleNamespace(log_history=log))
-    assert training.describe_metrics(make_resolved(), trainer, FACTS) == {
+    assert training.describe_metrics(make_config(), trainer, FACTS) == {
         **{"main": "accuracy", "best": 0.9, "best_epoch": 1.0, "last": 0.8, "train_loss": 1.5},
         **{"held_out": None, "loss_curve": {"step": [10], "loss": [9.0]}},
         "per_epoch": [

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from experiments.errors import UserError
 from experiments.run import measure, tuning
 from experiments.run.models import load_model
-from experiments.run.runner import RunError, run
+from experiments.run.runner import run
 from wtacrs import SampledLinear, SamplingConfig, sample_linears_
 from wtacrs.measure.step import SavedBytes
 
@@ -161,39 +162,24 @@ def test_resumed_lora_run_is_the_same_run(make_config, monkeypatch, capsys):
     assert "checkpoint-2\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("tuning.name=prefix", "tuning='prefix' is unknown; choose full or lora"),
-        ("tuning.rank=0", "tuning.rank=0 must be an integer >= 1"),
-        ("tuning.rank=1.5", "tuning.rank=1.5 must be an integer"),
-        ("tuning.alpha=0", "tuning.alpha=0 must be a number above 0"),
-        ("tuning.alpha=much", "tuning.alpha='much' must be a number"),
-        ("tuning.dropout=1", r"tuning.dropout=1 must be a number in \[0, 1\)"),
-        ("tuning.dropout=.nan", "tuning.dropout=nan must be"),
-    ],
-)
-def test_bad_value_is_refused_before_any_work(override, message, make_config, tmp_path):
-    with pytest.raises(RunError, match=message):
-        run(make_config("tuning=lora", override))
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        (
-            "tuning.targets.bert=[query,kye]",
-            r"tuning.targets.bert: no linear layer is named 'kye'; linear layers of this "
-            r"BertForSequenceClassification: attention.output.dense, attention.self.key, ",
-        ),
-        (
-            "tuning.targets.bert=[]",
-            r"holds nothing for model_type 'bert'; .* tuning.targets.bert=\[...\] .* "
-            "attention.self.query",
-        ),
-    ],
-)
-def test_targets_that_match_nothing(override, message, bert):
+def test_target_that_is_no_layer(bert):
+    message = (
+        r"tuning.targets.bert: no linear layer is named 'kye'; linear layers of this "
+        r"BertForSequenceClassification: attention.output.dense, attention.self.key, "
+    )
     with pytest.raises(UserError, match=message):
-        bert(override)
+        bert("tuning.targets.bert=[query,kye]")
+
+
+def test_model_type_without_targets(bert, make_config):
+    config = replace(make_config(*LORA).tuning, targets={"t5": ("q",)})
+    message = (
+        r"nothing for model_type 'bert'; .* tuning.targets.bert=\[...\] .* attention.self.query"
+    )
+    with pytest.raises(UserError, match=message):
+        tuning.tune(bert()[0], config)
+
+
+def test_rank_above_the_width(bert):
+    with pytest.raises(UserError, match=r"tuning.rank=65 is above 64, the most that bert\..*query"):
+        bert("tuning.rank=65")

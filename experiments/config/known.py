@@ -1,0 +1,69 @@
+"""What the library offers, by name: a copy that needs no torch, held against it by a test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ESTIMATORS = ("full", "uniform", "crs", "deterministic", "wtacrs", "wtacrs_exact", "pps")
+GRAD_NORMS = ("none", "position", "sample", "auto")
+CENTRES = ("none", "classes", "lowrank")
+LOSSLESS = ("norm", "dropout", "relu", "gate")
+GELU = ("exact", "rounded")
+ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
+RECOMPUTE = ("none", "attention", "block", "checkpoint", "checkpoint_offload")
+
+NOTHING: dict[str, Any] = {
+    **{"sample_linears": False, "lossless": (), "gelu": "exact"},
+    **{"attention": "default", "recompute": "none"},
+}
+_SAMPLED = NOTHING | {"sample_linears": True}
+_EXACT = _SAMPLED | {"lossless": LOSSLESS, "attention": "recompute"}
+#: Preset -> the keys of the group ``memory``.
+PRESETS: dict[str, dict[str, Any]] = {
+    "plain": NOTHING,
+    "linear": _SAMPLED,
+    "paper": _SAMPLED | {"lossless": LOSSLESS, "attention": "sampled"},
+    "lean": _EXACT | {"recompute": "attention"},
+    "leanest": _EXACT | {"recompute": "block"},
+    "checkpoint": NOTHING | {"recompute": "checkpoint"},
+    "checkpoint_offload": NOTHING | {"recompute": "checkpoint_offload"},
+}
+
+PRECISIONS = ("fp32", "bf16-autocast", "bf16")
+CLASSIFICATION = ("accuracy", "f1", "matthews_correlation")
+REGRESSION = ("pearson", "spearman")
+TEXT_TO_TEXT = ("t5",)  # types of models that answer in words
+
+#: Arguments of ``from_pretrained`` that would run or fetch something else than the config names.
+NOT_SIZES = frozenset(
+    [
+        "attn_implementation",
+        "cache_dir",
+        "code_revision",
+        "device_map",
+        "dtype",
+        "force_download",
+        "from_flax",
+        "from_tf",
+        "ignore_mismatched_sizes",
+        "local_files_only",
+        "low_cpu_mem_usage",
+        "num_labels",
+        "output_loading_info",
+        "problem_type",
+        "proxies",
+        "quantization_config",
+        "resume_download",
+        "return_unused_kwargs",
+        "revision",
+        "state_dict",
+        "subfolder",
+        "token",
+        "torch_dtype",
+        "trust_remote_code",
+        "use_auth_token",
+        "use_safetensors",
+        "variant",
+        "weights_only",
+    ]
+)

@@ -1,0 +1,117 @@
+"""The groups ``training``, ``measure`` and ``logging`` of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from experiments.config.build import left_out
+from experiments.config.known import CENTRES, ESTIMATORS, GRAD_NORMS, PRECISIONS
+from experiments.config.rules import (
+    check_budget,
+    check_choice,
+    check_distinct,
+    check_range,
+    wrong,
+)
+
+MOST_SAMPLES = 2**20  # of a batch; more is a slip of the pen, and sizes of tensors would overflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """AdamW with linear decay; the usual fine-tuning values for encoders."""
+
+    epochs: float = field(default=3, metadata={"counted": True})
+    max_steps: int = -1  # above 0 it ends the run, whatever the epochs say
+    batch_size: int = 32
+    eval_batch_size: int = 128
+    learning_rate: float = 5.0e-5
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.06
+    max_grad_norm: float = 1.0
+    group_by_length: bool = False  # batches of samples of about the same length, so less padding
+    # bf16-autocast: products in bf16; bf16: parameters, gradients and optimizer state too.
+    precision: str = "fp32"
+    device: str = "auto"  # or cpu
+    checkpoint_steps: int = 0  # above 0: save every so many steps, and resume from the last one
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_range("training.epochs", self.epochs, above=0, most=100_000)
+        for name in ("batch_size", "eval_batch_size"):
+            check_range(f"training.{name}", getattr(self, name), above=0, most=MOST_SAMPLES)
+        if self.max_steps != -1:
+            end = "-1 leaves the end to training.epochs"
+            if self.max_steps == 0:
+                raise wrong("training.max_steps", 0, f"trains nothing; {end}")
+            check_range("training.max_steps", self.max_steps, 1, remedy=end)
+        for name in ("learning_rate", "weight_decay", "max_grad_norm", "checkpoint_steps"):
+            check_range(f"training.{name}", getattr(self, name), 0)
+        if not 0 <= self.warmup_ratio < 1:
+            rule = "is a share of all steps, in [0, 1), for instance 0.06"
+            raise wrong("training.warmup_ratio", self.warmup_ratio, rule)
+        check_choice("training.precision", self.precision, PRECISIONS)
+        check_choice("training.device", self.device, ("auto", "cpu"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """What is measured of a run, beside its accuracy."""
+
+    warmup_steps: int = 5  # steps left out of the throughput
+    memory: bool = True  # one training step on the longest batch, after training
+    alone: bool = left_out(False)  # no training and no evaluation: memory, and who holds it
+    # Steps, from 0, at which the error of dW is measured; null: not at all.
+    probe_steps: tuple[int, ...] | None = left_out()
+    methods: tuple[str, ...] | None = left_out()  # estimators, or with a centre: pps/lowrank
+    budgets: tuple[float, ...] | None = left_out()
+    sources: tuple[str, ...] | None = left_out()  # of gradient norms; oracle: the true ones
+
+    def __post_init__(self) -> None:
+        check_range("measure.warmup_steps", self.warmup_steps, 0)
+        if self.alone and not self.memory:
+            raise wrong("measure.memory", False, "measures nothing with measure=memory; true")
+        probing = ("probe_steps", "methods", "budgets", "sources")
+        if all(getattr(self, key) is None for key in probing):
+            return
+        for key in probing:
+            if not getattr(self, key):
+                raise wrong(f"measure.{key}", getattr(self, key), "probes nothing; give at least "
+                            "one, or measure=default")  # fmt: skip
+            check_distinct(f"measure.{key}", getattr(self, key))
+        if self.alone:
+            raise wrong("measure.alone", True, "trains nothing, so there is nothing to probe")
+        for step in self.probe_steps or ():
+            check_range("measure.probe_steps", step, 0)
+        for budget in self.budgets or ():
+            check_budget("measure.budgets", budget)
+        for source in self.sources or ():
+            check_choice("measure.sources", source, (*GRAD_NORMS, "oracle"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """A tracker beside the record, which is all that is needed."""
+
+    name: str = "none"
+    project: str | None = left_out()
+    mode: str | None = left_out()
+
+    def __post_init__(self) -> None:
+        check_choice("logging.name", self.name, ("none", "wandb"))
+        if self.name == "wandb":
+            if not self.project or not self.project.strip():
+                raise wrong("logging.project", self.project, "must name a project of wandb")
+            modes = ("offline", "online", "disabled")
+            if self.mode not in modes:
+                raise wrong("logging.mode", self.mode, f"is unknown; choose {', '.join(modes)}")
+
+
+def check_method(method: str, plugins: tuple[str, ...]) -> str:
+    """Check "pps" or "pps/lowrank"; returns what it centres."""
+    estimator, _, centre = method.partition("/")
+    if (estimator not in ESTIMATORS[1:] and not plugins) or (centre or "none") not in CENTRES:
+        raise wrong("measure.methods", method, f"is unknown; give an estimator "
+                    f"({', '.join(ESTIMATORS[1:])}), or one with what it centres "
+                    f"({', '.join(CENTRES)}), say pps/classes")  # fmt: skip
+    return centre or "none"

@@ -1,0 +1,172 @@
+"""The group ``task``: what its data look like, so that a new task is a new YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from experiments.config.build import left_out
+from experiments.config.known import CLASSIFICATION, REGRESSION
+from experiments.config.rules import (
+    check_choice,
+    check_distinct,
+    check_filled,
+    check_inside,
+    check_name,
+    check_range,
+    check_text,
+    wrong,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubConfig:
+    """Where the same rows lie on the hub."""
+
+    path: str
+    name: str
+    text: tuple[str, ...]  # columns
+    splits: dict[str, str] | None = left_out()  # where a split has another name there
+
+    def __post_init__(self) -> None:
+        for key in ("path", "name"):
+            check_text(f"task.hub.{key}", getattr(self, key))
+        check_sentences("task.hub.text", self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToTextConfig:
+    """How a text-to-text model reads a row and what it writes for an answer."""
+
+    input: str  # {0} stands for the first sentence, {1} for the second
+    words: tuple[str, ...] | None = left_out()  # of each label, in order
+    step: float | None = left_out()  # between the scores that are written, of a regression
+
+    def __post_init__(self) -> None:
+        check_text("task.text_to_text.input", self.input)
+        check_distinct("task.text_to_text.words", self.words or ())
+        for word in self.words or ():
+            check_text("task.text_to_text.words", word)
+        if self.step is not None:
+            check_range("task.text_to_text.step", self.step, above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """A task: data, columns, labels, metrics."""
+
+    name: str
+    source: str = "glue"  # tables of text, in a folder or on the hub; or digits, in scikit-learn
+    data_dir: str | None = None  # a folder in the GLUE layout; null: the hub
+    max_length: int = 128  # tokens of a row, the rest is cut off
+    max_train_rows: int | None = None  # null: all
+    folder: str | None = left_out()  # in data_dir
+    files: dict[str, str] | None = left_out()  # train, validation and maybe more, in the folder
+    columns: int | dict[str, int] | None = left_out()  # of a row; by split where they differ
+    header: bool | None = left_out()  # whether the first line names the columns
+    text: tuple[int, ...] | None = left_out()  # columns of the sentences, one or two
+    label: int | None = left_out()  # column; below 0 it is counted from the end
+    labels: tuple[str, ...] | None = None  # classes in order; null: a score
+    score_range: tuple[float, ...] | None = left_out()  # least and largest score
+    text_to_text: TextToTextConfig | None = left_out()
+    hub: HubConfig | None = left_out()
+    metrics: tuple[str, ...]  # the first is the main one
+
+    def __post_init__(self) -> None:
+        check_name("task.name", self.name)
+        check_choice("task.source", self.source, ("glue", "digits"))
+        check_text("task.data_dir", self.data_dir)
+        check_range("task.max_length", self.max_length, 2, most=2**20)
+        if self.max_train_rows is not None:
+            check_range("task.max_train_rows", self.max_train_rows, 1, remedy="null takes all")
+        self._check_labels()
+        self._check_metrics()
+        if self.source == "glue":
+            self._check_layout()
+        self._check_words()
+
+    @property
+    def regression(self) -> bool:
+        """Whether a row has a score, and no class."""
+        return self.labels is None
+
+    def width(self, split: str) -> int:
+        """Columns of a row in the file of ``split``."""
+        columns = self.columns if isinstance(self.columns, int) else (self.columns or {}).get(split)
+        assert columns is not None
+        return columns
+
+    def _check_labels(self) -> None:
+        if self.labels is None:
+            scores = self.score_range
+            if scores is None or len(scores) != 2 or not scores[0] < scores[1]:
+                rule = "must be [least, largest] where task.labels is null"
+                raise wrong("task.score_range", scores, rule)
+            return
+        check_distinct("task.labels", self.labels)
+        check_range("task.labels: their number", len(self.labels), 2)
+        if self.source == "digits" and len(self.labels) != 10:
+            raise wrong("task.labels", self.labels, "must be the ten digits")
+
+    def _check_words(self) -> None:
+        text = self.text_to_text
+        if text is None:
+            return
+        if (text.words is None) != self.regression or (text.step is None) == self.regression:
+            rule = "needs words for its labels, or the step of its scores where it has no labels"
+            raise wrong("task.text_to_text", {"words": text.words, "step": text.step}, rule)
+        if text.words is not None and len(text.words) != len(self.labels or ()):
+            rule = f"must be a word for each of the {len(self.labels or ())} labels"
+            raise wrong("task.text_to_text.words", text.words, rule)
+        for i in range(2):
+            if (f"{{{i}}}" in text.input) != (i < len(self.text or ())):
+                rule = (
+                    "must hold {0} for the first sentence and {1} for the second, if there is one"
+                )
+                raise wrong("task.text_to_text.input", text.input, rule)
+
+    def _check_metrics(self) -> None:
+        check_filled("task.metrics", self.metrics)
+        check_distinct("task.metrics", self.metrics)
+        for name in self.metrics:
+            check_choice("task.metrics", name, (*CLASSIFICATION, *REGRESSION))
+            if (name in REGRESSION) != self.regression:
+                fit = REGRESSION if self.regression else CLASSIFICATION
+                kind = "scores (task.labels is null)" if self.regression else "classes"
+                raise wrong("task.metrics", name, f"is none for {kind}; choose {', '.join(fit)}")
+            if name == "f1" and len(self.labels or ()) != 2:
+                raise wrong("task.metrics", name, "is that of class 1 of two; choose accuracy")
+
+    def _check_layout(self) -> None:
+        for key in ("folder", "files", "columns", "header", "text", "label", "hub"):
+            if getattr(self, key) is None:
+                raise wrong(f"task.{key}", None, "must be given for task.source=glue")
+        check_inside("task.folder", self.folder or "")
+        files = self.files or {}
+        for split, file in files.items():
+            check_inside(f"task.files.{split}", file)
+        if not {"train", "validation"} <= files.keys():
+            raise wrong("task.files", files, "must name those of train and validation")
+        if isinstance(self.columns, dict) and (lacking := files.keys() - self.columns.keys()):
+            raise wrong("task.columns", self.columns, f"lacks {', '.join(sorted(lacking))}")
+        check_sentences("task.text", self.text or ())
+        label = self.label or 0
+        for split in files:
+            width = self.width(split)
+            check_range("task.columns", width, 1)
+            for key, column in (("label", label), *(("text", c) for c in self.text or ())):
+                least = -width if key == "label" else 0
+                if not least <= column < width:
+                    rule = f"is none of the {width} columns, counted from 0, of {files[split]}"
+                    raise wrong(f"task.{key}", column, rule)
+            if label % width in (self.text or ()):
+                raise wrong("task.text", self.text, "holds the label's column, task.label")
+
+
+def check_sentences(key: str, columns: tuple[int, ...] | tuple[str, ...]) -> None:
+    """Columns of one sentence or two."""
+    if not 1 <= len(columns) <= 2:
+        raise wrong(key, columns, "must name the columns of one sentence or two")
+    check_distinct(key, columns)
+    for column in columns:
+        if isinstance(column, str):
+            check_text(key, column)
