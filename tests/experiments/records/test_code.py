@@ -44,7 +44,7 @@ def test_a_new_name_is_another_hash_and_other_files_are_none(repository, tmp_pat
     for name in ("other.py", "library/c.txt"):
         (tmp_path / name).write_text("changed")
     assert code_hash(PATHS, tmp_path) == before
-    (tmp_path / "library/a.py").rename(tmp_path / "library/z.py")
+    (tmp_path / "library/a.py").rename(tmp_path / "library/aa.py")  # in the same place of the order
     assert code_hash(PATHS, tmp_path) != before
 
 
