@@ -26,7 +26,7 @@ from experiments.models import new_model
 from experiments.saving import save_memory
 from experiments.text2text import is_text_to_text
 from experiments.tuning import tune
-from wtacrs import Sampler
+from wtacrs import Sampler, recompute
 from wtacrs.measure.step import StepMemory, measure_step
 
 
@@ -145,7 +145,8 @@ class Operations(TorchDispatchMode):
 
 @contextmanager
 def cuda_kernels() -> Iterator[None]:
-    """Gives functions whose CPU kernel keeps other bytes the kernel that CUDA would take.
+    """Gives functions whose CPU kernel keeps other bytes the kernel that CUDA would take, and has
+    dropout drawn again, as on CUDA, where a CPU keeps its bits.
 
     They are replaced where models look them up: a function mode of torch would be off in the
     backward pass, where a recomputation calls them again.
@@ -153,6 +154,7 @@ def cuda_kernels() -> Iterator[None]:
     with (
         mock.patch.object(F, "dropout", _dropout),
         mock.patch.object(F, "scaled_dot_product_attention", _attention),
+        mock.patch.object(recompute, "SLOW_TO_DRAW", ()),
     ):
         yield
 

@@ -60,7 +60,7 @@ def inputs(b=3, h=2, t=5, s=7, d=4, dtype=torch.float32):
 
 def attend(q, k, v, *biases, p=0.3):
     torch.manual_seed(5)
-    return RecomputedAttention.apply(q, k, v, 0.6, p, *biases)
+    return RecomputedAttention.apply(q, k, v, 0.6, p, None, *biases)
 
 
 def plain_attend(q, k, v, *biases, p=0.3):
