@@ -27,6 +27,7 @@ from experiments.saving import save_memory
 from experiments.text2text import is_text_to_text
 from experiments.tuning import tune
 from wtacrs import Sampler, recompute
+from wtacrs.attention import recomputed
 from wtacrs.measure.step import StepMemory, measure_step
 
 
@@ -145,8 +146,8 @@ class Operations(TorchDispatchMode):
 
 @contextmanager
 def cuda_kernels() -> Iterator[None]:
-    """Gives functions whose CPU kernel keeps other bytes the kernel that CUDA would take, and has
-    dropout drawn again, as on CUDA, where a CPU keeps its bits.
+    """Gives functions whose CPU kernel keeps other bytes the kernel that CUDA would take, and takes
+    back what the library does on a CPU alone.
 
     They are replaced where models look them up: a function mode of torch would be off in the
     backward pass, where a recomputation calls them again.
@@ -155,6 +156,7 @@ def cuda_kernels() -> Iterator[None]:
         mock.patch.object(F, "dropout", _dropout),
         mock.patch.object(F, "scaled_dot_product_attention", _attention),
         mock.patch.object(recompute, "SLOW_TO_DRAW", ()),
+        mock.patch.object(recomputed, "CACHE_BYTES", {}),
     ):
         yield
 

@@ -14,6 +14,7 @@ from wtacrs.layers.masks import Memo
 
 CHUNK_BYTES = 1 << 22  # of the scores at a time, small beside any layer, or
 PARTS = 20  # so many parts, so that there are not too many kernels
+CACHE_BYTES = {"cpu": 1 << 20}  # or so much, where it stays in the cache and a kernel costs little
 
 
 class RecomputedAttention(torch.autograd.Function):
@@ -33,9 +34,7 @@ class RecomputedAttention(torch.autograd.Function):
         b, h, t, s = *q.shape[:3], k.shape[2]
         keep, bits = _draw(torch.Size((b, h, t, s)), p, q.device, memo)
         out = torch.empty((b, t, h, v.shape[-1]), dtype=v.dtype, device=v.device).transpose(1, 2)
-        ctx.step = max(1, min(b, max(-(-b // PARTS), CHUNK_BYTES // max(1, 4 * h * t * s))))
-        if h * t * s % 8:
-            ctx.step = -(-ctx.step // 8) * 8  # a part's bits begin with a byte
+        ctx.step = _samples(b, h * t * s, q.device.type)
         with torch.autocast(q.device.type, enabled=False):
             for start in range(0, b, ctx.step):
                 stop = min(b, start + ctx.step)
@@ -82,6 +81,15 @@ class RecomputedAttention(torch.autograd.Function):
             dk[one] = (dscores.transpose(-1, -2) @ q[one]).mul_(ctx.scaling)
             del dscores  # or it would live beside the next part's
         return dq, dk, dv, None, None, None, *dbiases
+
+
+def _samples(b: int, size: int, device: str) -> int:
+    """How many of ``b`` samples make a part, if the scores of one are ``size`` numbers."""
+    least, most = -(-b // PARTS), CHUNK_BYTES
+    if device in CACHE_BYTES:
+        least, most = 1, min(most, CACHE_BYTES[device])
+    step = max(1, min(b, max(least, most // max(1, 4 * size))))
+    return step if size % 8 == 0 else -(-step // 8) * 8  # a part's bits begin with a byte
 
 
 def _draw(
