@@ -5,10 +5,10 @@ recomputes the attention sublayer alone (norm, q, k, v, scores, o), which holds 
 activations and a third of its linear products. The price is that part's forward pass, once more.
 
 ``torch.utils.checkpoint`` does it, not reentrant. Kept are the tensors that a part is given,
-wherever they lie in its arguments, and the generators' states, so that dropout is replayed. Both
-passes run with autograd, hence whatever leaves the part has its gradient, be it returned or taken
-by a hook (router losses, attention maps); so has a gradient's gradient, and checkpoints nest.
-Sampled layers inside pick their rows late.
+wherever they lie in its arguments, and the generators' states, so that dropout is replayed; on a
+CPU its bits, too. Both passes run with autograd, hence whatever leaves the part has its gradient,
+be it returned or taken by a hook (router losses, attention maps); so has a gradient's gradient, and
+checkpoints nest. Sampled layers inside pick their rows late.
 
 The second pass ends at the last layer that keeps something of its own, a sampled one or a whole
 feed-forward sublayer: what comes after it is saved in the first pass as if nothing were recomputed
@@ -32,10 +32,12 @@ from torch.utils.checkpoint import checkpoint
 
 from wtacrs.integrations.checkpointing import checkpoints
 from wtacrs.layers.feed_forward import ChunkedForward
+from wtacrs.layers.masks import DrawsMemo, may_draw
 from wtacrs.sampling.linear import SampledLinear
 from wtacrs.swap import OwnForward, in_blocks
 
 PARTS = ("none", "attention", "block")
+SLOW_TO_DRAW = {"cpu"}  # devices; elsewhere to draw again costs less than to keep a bit an element
 
 
 class RecomputedForward(OwnForward):
@@ -61,7 +63,8 @@ class RecomputedForward(OwnForward):
             args, kwargs = tree_unflatten(leaves, structure)
             return plain(*args, **kwargs)
 
-        layers = _layers(module)
+        slow = all(x.device.type in SLOW_TO_DRAW for x in leaves if isinstance(x, Tensor))
+        layers = _layers(module, keeps_draws=slow)
         if not layers.all and torch.compiler.is_compiling():
             return checkpoint(work, *leaves, use_reentrant=False)  # which is traced whole
         run: Any = torch.compiler.disable(checkpoint)  # with contexts it cannot be traced
@@ -85,13 +88,14 @@ def _without_cache(leaf: Any) -> Any:
 
 class _Layers(NamedTuple):
     """Those of a part that keep something of their own, in the order of registration, and the last
-    of them if no other linear layer follows: where the part's second pass can end."""
+    of them if no other linear layer follows: where the second pass can end; and draws before it."""
 
     all: list[SampledLinear | ChunkedForward]
     last: SampledLinear | ChunkedForward | None
+    memo: DrawsMemo
 
 
-def _layers(module: nn.Module) -> _Layers:
+def _layers(module: nn.Module, keeps_draws: bool) -> _Layers:
     found: list[SampledLinear | ChunkedForward] = []
     inside: set[nn.Module] = set()  # of a feed-forward sublayer, which is one
     last: SampledLinear | ChunkedForward | None = None
@@ -107,15 +111,17 @@ def _layers(module: nn.Module) -> _Layers:
             last = layer
         elif isinstance(layer, nn.Linear):  # much may be saved between, as with adapters
             last = None
-    return _Layers(found, last)
+    drawing = [m for m in module.modules() if keeps_draws and m not in inside and may_draw(m)]
+    return _Layers(found, last, DrawsMemo(drawing))
 
 
 @contextmanager
-def _late(layers: _Layers) -> Iterator[None]:
+def _late(layers: _Layers, replays: bool) -> Iterator[None]:
     samplers = {layer.sampler for layer in layers.all if isinstance(layer, SampledLinear)}
     with ExitStack() as stack:
         for sampler in samplers:
             stack.enter_context(sampler.recomputed())
+        stack.enter_context(layers.memo.used(replays))
         yield
 
 
@@ -134,9 +140,10 @@ def _saving_after(layers: _Layers, hooks: Any) -> Iterator[None]:
     torch.set_autocast_cache_enabled(False)
     last = layers.last
     try:
-        with ExitStack() as stack, _late(layers):
+        with ExitStack() as stack, _late(layers, replays=False):
 
             def save(_: Any) -> None:
+                layers.memo.end()
                 stack.enter_context(saved_tensors_hooks(*hooks))
 
             if last is not None:
@@ -157,10 +164,11 @@ class _SecondPass:
 
     def _save(self, _: Any) -> None:
         # Reached only with early stop switched off; what is saved from here on, nobody asks for.
+        self._layers.memo.end()
         self._stack.enter_context(saved_tensors_hooks(_detached, _as_it_is))
 
     def __enter__(self) -> None:
-        self._stack.enter_context(_late(self._layers))
+        self._stack.enter_context(_late(self._layers, replays=True))
         if (last := self._layers.last) is not None:
             last.without_product, last.when_done = True, self._save
 

@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.errors import UserError
+from wtacrs import recompute
+from wtacrs.attention import recomputed
 
 
 @contextmanager
 def cuda_kernels() -> Iterator[None]:
-    """Gives functions whose CPU kernel keeps other bytes the kernel that CUDA would take.
+    """Gives functions whose CPU kernel keeps other bytes the kernel that CUDA would take, and takes
+    back what the library does on a CPU alone.
 
     They are replaced where models look them up: a function mode of torch would be off in the
     backward pass, where a recomputation calls them again.
@@ -28,6 +31,8 @@ def cuda_kernels() -> Iterator[None]:
         mock.patch.object(torch, "native_layer_norm", _in_float32(torch.native_layer_norm)),
         mock.patch.object(F, "softmax", _in_float32(F.softmax)),
         mock.patch.object(F, "cross_entropy", _in_float32(F.cross_entropy)),
+        mock.patch.object(recompute, "SLOW_TO_DRAW", ()),
+        mock.patch.object(recomputed, "CACHE_BYTES", {}),
     ):
         yield
 

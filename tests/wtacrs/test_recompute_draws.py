@@ -3,13 +3,17 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from tests.wtacrs.tiny import batch_of, step, tiny_bert, tiny_t5
-from wtacrs import SamplingConfig, sample_linears_
+from wtacrs import SamplingConfig, recompute, sample_linears_
+from wtacrs.attention.interface import set_attention
 from wtacrs.layers import save_less_
-from wtacrs.measure.step import SavedBytes
+from wtacrs.measure.step import SavedBytes, StorageTracker
 from wtacrs.recompute import recompute_
 
+aten = torch.ops.aten
 bert_and_t5 = pytest.mark.parametrize("make", [tiny_bert, tiny_t5], ids=["bert", "t5"])
 
 
@@ -72,3 +76,88 @@ def test_compiled(make_encoder, exact_step):
     for name, gradient in exact_step(model, sampler, compiled).items():
         torch.testing.assert_close(gradient, expected[name])
     assert sampler.late == {*sampler.names}
+
+
+@bert_and_t5
+@pytest.mark.parametrize("what", ["attention", "block"])
+def test_a_mask_is_drawn_once(make, what, monkeypatch):
+    """On a CPU, where that is slow: the second pass has the bits of the first."""
+    model = make()
+    save_less_(model)
+    set_attention(model, "recompute")
+    sample_linears_(model, SamplingConfig(budget=1.0))
+    counted = []
+    for change in (lambda: None, lambda: recompute_(model, what)):
+        change()
+        with Draws() as draws:
+            step(model)
+        counted.append(draws.count)
+    assert counted[0] == counted[1] > 0
+
+
+class Draws(TorchDispatchMode):
+    """Counts operations that draw from the global generator."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (aten.bernoulli_, aten.native_dropout)
+        return func(*args, **kwargs or {})
+
+
+class Mixed(nn.Module):
+    """A block with dropouts of ours and one that knows nothing of what is kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.first, self.second = nn.Dropout(0.5), nn.Dropout(0.3)
+
+    def forward(self, x):
+        x = nn.functional.dropout(self.first(self.a(x)), 0.4)
+        return self.second(self.b(nn.functional.dropout(self.second(x), 0.2))) * x
+
+
+@pytest.mark.parametrize("stops", [True, False], ids=["", "no early stop"])
+@pytest.mark.parametrize("samples", [True, False])
+def test_a_dropout_that_keeps_no_bits_is_replayed(samples, stops):
+    """Between two of ours, which are not drawn again; of a graph that is retained twice."""
+    blocks, x = nn.ModuleList([Mixed(), Mixed()]), torch.randn(2, 10, 4, requires_grad=True)
+
+    def gradients():
+        torch.manual_seed(5)
+        blocks.zero_grad()
+        x.grad = None
+        with set_checkpoint_early_stop(stops):
+            loss = blocks[1](blocks[0](x)).square().sum()
+            loss.backward(retain_graph=True)
+            loss.backward()
+        return [p.grad.clone() for p in (x, *blocks.parameters())], torch.get_rng_state()
+
+    expected, state = gradients()
+    save_less_(blocks)
+    if samples:
+        sample_linears_(blocks, SamplingConfig(budget=1.0))
+    recompute_(blocks, "block")
+    mine, after = gradients()
+    torch.testing.assert_close(mine, expected)
+    assert torch.equal(after, state)
+    assert not any("memo" in vars(module) for module in blocks.modules())
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_bits_are_kept_where_to_draw_is_slow(slow, monkeypatch):
+    """On a CPU a bit an element of (b, h, t, t), elsewhere nothing."""
+    hidden, kept = torch.randn(4, 10, 16, requires_grad=True), []
+    if not slow:
+        monkeypatch.setattr(recompute, "SLOW_TO_DRAW", ())
+    for dropout in (0.0, 0.1):
+        model = tiny_bert(dropout=0.0, attention_probs_dropout_prob=dropout)
+        set_attention(model, "recompute")
+        recompute_(model, "attention")
+        with StorageTracker(model.parameters()) as tracker:
+            alive = model.bert.encoder.layer[0].attention(hidden)
+            kept.append(tracker.current_bytes)
+        del alive
+    bits = 4 * 2 * 10 * 10 // 8
+    assert kept[1] - kept[0] == (bits if slow else 0)

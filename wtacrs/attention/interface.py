@@ -57,7 +57,8 @@ def _attend(
             query, key, value, scaling, dropout, _sampler_of(module), *biases
         )
     else:
-        out = RecomputedAttention.apply(query, key, value, scaling, dropout, *biases)
+        memo = getattr(module, "memo", None)  # of the bits of dropout, where one is at hand
+        out = RecomputedAttention.apply(query, key, value, scaling, dropout, memo, *biases)
     return out.transpose(1, 2).contiguous(), None
 
 

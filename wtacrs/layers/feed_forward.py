@@ -43,7 +43,7 @@ class FeedForwardFunction(torch.autograd.Function):
         if run.without_product:
             return x.new_zeros((), dtype=compute_dtype(x)).expand(*x.shape[:-1], run.features)
         # In an attribute, since it is kept for good even where what is saved is computed again.
-        ctx.memo = Memo()
+        ctx.memo = Memo(module for module in run.modules() if hasattr(module, "memo"))
         ctx.generators = torch.get_rng_state(), *get_device_states(x)
         kind = x.device.type
         ctx.autocast = {
@@ -52,7 +52,8 @@ class FeedForwardFunction(torch.autograd.Function):
             "dtype": torch.get_autocast_dtype(kind),
             "cache_enabled": False,  # it would hold a copy of each weight
         }
-        with run.first_pass(ctx.memo), torch.autocast(**ctx.autocast):
+        # Layers inside keep there what they would else draw or compute again.
+        with ctx.memo.used(replays=False), torch.autocast(**ctx.autocast):
             return _in_parts(x, run)
 
     @staticmethod
@@ -188,17 +189,11 @@ class ChunkedForward(OwnForward):
         return min(PARTS, max(self.least_parts, few, size // PART_BYTES))
 
     @contextmanager
-    def first_pass(self, memo: Memo) -> Iterator[None]:
-        """Layers inside keep in ``memo`` what they would else draw or compute again."""
-        with memo.of(self.modules(), replays=False):
-            yield
-
-    @contextmanager
     def second_pass(self, memo: Memo) -> Iterator[None]:
-        """They take it from there; sampled ones pick late, and the last makes nothing in vain."""
+        """Layers inside replay ``memo``; sampled ones pick late, the last makes nothing in vain."""
         sampled = self.sampled()
         with ExitStack() as stack:
-            stack.enter_context(memo.of(self.modules(), replays=True))
+            stack.enter_context(memo.used(replays=True))
             if sampled:
                 stack.enter_context(sampled[0].sampler.recomputed())
                 sampled[-1].without_product = self.skips_product

@@ -7,7 +7,6 @@ layers, and on the CPU dropout draws what the plain layer would draw from the sa
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,32 +20,49 @@ from wtacrs.layers.bits import pack, scale_kept, zero_unkept
 
 
 class Memo:
-    """What layers keep of a first pass without autograd for a second one with it, in order."""
+    """What ``modules`` keep of a first pass for a second one, in order."""
 
-    def __init__(self) -> None:
-        self._kept: deque[Any] = deque()
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = [*modules]
+        self._kept: list[Any] = []
+        self._left: Iterator[Any] = iter(())
         self.replays = False
 
     def keep(self, what: Any) -> None:
         self._kept.append(what)
 
     def take(self) -> Any:
-        what = self._kept.popleft()
-        self._kept.append(what)  # a graph that is retained has a second backward pass
-        return what
+        return next(self._left)
 
     @contextmanager
-    def of(self, modules: Iterable[nn.Module], replays: bool) -> Iterator[None]:
-        """Let those of ``modules`` that know a memo use this one."""
-        self.replays = replays
-        knowing = [module for module in modules if hasattr(module, "memo")]
-        for module in knowing:
+    def used(self, replays: bool) -> Iterator[None]:
+        """The modules use it, in a pass that begins: the first one, or a second one, which
+        ``replays`` it. There are several where a graph is retained."""
+        self.replays, self._left = replays, iter(self._kept)
+        for module in self._modules:
             module.memo = self  # type: ignore[assignment]
         try:
             yield
         finally:
-            for module in knowing:
-                del module.memo
+            self.end()
+
+    def end(self) -> None:
+        """The modules use it no more, where that is before the pass ends."""
+        for module in self._modules:
+            module.__dict__.pop("memo", None)
+
+
+class DrawsMemo(Memo):
+    """Keeps the state of the CPU's generator after a draw beside it: who takes the draw goes on
+    there, so that a layer that knows no memo draws in the second pass what it drew in the first."""
+
+    def keep(self, what: Any) -> None:
+        super().keep((what, torch.get_rng_state()))
+
+    def take(self) -> Any:
+        what, state = super().take()
+        torch.set_rng_state(state)
+        return what
 
 
 class DropoutFunction(torch.autograd.Function):
@@ -161,3 +177,9 @@ class DoneDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         return input
+
+
+def may_draw(module: nn.Module) -> bool:
+    """Whether it is a dropout of ours, or attends, perhaps in our way: what a memo is of use to."""
+    kinds = LosslessDropout, LosslessReLUDropout
+    return isinstance(module, kinds) or "Attention" in type(module).__name__

@@ -60,7 +60,7 @@ def inputs(b=3, h=2, t=5, s=7, d=4, dtype=torch.float32):
 
 def attend(q, k, v, *biases, p=0.3):
     torch.manual_seed(5)
-    return RecomputedAttention.apply(q, k, v, 0.6, p, *biases)
+    return RecomputedAttention.apply(q, k, v, 0.6, p, None, *biases)
 
 
 def plain_attend(q, k, v, *biases, p=0.3):
@@ -224,3 +224,20 @@ def test_every_model_attends_in_its_own_copy():
     first, second = (MODELS["bert"]() for _ in range(2))
     set_attention(first, "recompute")
     assert second.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("device", "b", "size", "samples"),
+    [
+        ("cpu", 16, 12 * 128 * 128, 1),  # as many as stay in the cache
+        ("cpu", 16, 12 * 32 * 32, 16),
+        ("cpu", 100, 4 * 64 * 64, 16),
+        ("cuda", 16, 12 * 128 * 128, 5),  # few kernels
+        ("cuda", 100, 12 * 128 * 128, 5),
+        ("cuda", 200, 12 * 128 * 128, 10),
+        ("cuda", 200, 2 * 129 * 129, 32),  # whole bytes of bits
+        ("cpu", 3, 5, 8),
+    ],
+)
+def test_samples_of_a_part(device, b, size, samples):
+    assert attention._samples(b, size, device) == samples
