@@ -30,6 +30,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from wtacrs.autograd import is_kept
 from wtacrs.integrations.checkpointing import checkpoints
 from wtacrs.layers.feed_forward import ChunkedForward
 from wtacrs.sampling.linear import SampledLinear
@@ -62,11 +63,11 @@ class RecomputedForward(OwnForward):
             return plain(*args, **kwargs)
 
         layers = _layers(module)
-        if not layers.all and torch.compiler.is_compiling():
-            return checkpoint(work, *leaves, use_reentrant=False)  # which is traced whole
-        run: Any = torch.compiler.disable(checkpoint)  # with contexts it cannot be traced
+        if torch.compiler.is_compiling():  # which leaves out by itself what no gradient needs
+            with _late(layers):
+                return checkpoint(work, *leaves, use_reentrant=False)
         contexts = lambda: (_first_pass(layers), _SecondPass(layers))  # noqa: E731
-        outputs = run(work, *leaves, use_reentrant=False, context_fn=contexts)
+        outputs: Any = checkpoint(work, *leaves, use_reentrant=False, context_fn=contexts)
         return outputs if layers.last is not None else tree_map(_as_new, outputs)
 
 
@@ -182,7 +183,7 @@ def _as_it_is(x: Tensor) -> Tensor:
 def _as_new(x: Any) -> Any:
     """A view, if the norm that made ``x`` says that it keeps it, which is not so in a first pass: a
     sampled layer outside would refer to all of ``x`` in vain."""
-    return x.view_as(x) if getattr(getattr(x, "grad_fn", None), "keeps_output", False) else x
+    return x.view_as(x) if is_kept(x) else x
 
 
 def recompute_(model: nn.Module, what: str) -> list[str]:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from wtacrs.sampling.batch import Reported, Rows
+from wtacrs.sampling.batch import ForwardPass, Reported, Rows
 from wtacrs.sampling.centre import Centring, Split, features, row_classes
+from wtacrs.sampling.grad_norms import GradNorms
+from wtacrs.sampling.known import known_rows
 from wtacrs.sampling.select import draw, rows_kept
 from wtacrs.sampling.weights import probabilities_of, row_norms
 
@@ -96,6 +98,40 @@ def choose(
     return Kept(indices, scales, split.classes, split.coordinates), rows
 
 
+class EarlyPick(NamedTuple):
+    """Picks rows of an input in the forward pass, by what is known of them then."""
+
+    config: SamplingConfig
+    centring: Centring
+    grad_norms: GradNorms
+    generator: torch.Generator
+
+    def __call__(
+        self, name: str, x: Tensor, dtype: torch.dtype, facts: Rows, of: ForwardPass
+    ) -> tuple[Kept, Tensor | None, Tensor]:
+        """Which rows of ``x`` (..., i) are kept for layers filed under ``name``, G, and the rows.
+
+        Args:
+            dtype: of the products in the backward pass.
+            facts: what is known of the rows.
+            of: the forward pass they belong to.
+        """
+        x = x.reshape(-1, x.shape[-1])  # (n, i)
+        floor, centred = self.config.floor, self.centring.kind != "none"
+        known = known_rows(of, facts, x.device, self.grad_norms, floor, centred)
+        (n, i), c, place = x.shape, known.classes.shape[1], self.grad_norms.place(name)
+        k, split, basis = rows_kept(n, self.config.budget), None, None
+        q = self.centring.size(n, i, c, k)
+        k -= self.centring.cost(n, i, q)
+        if q > 0:
+            squares = known.squared_norms(place)
+            split = self.centring.split(name, x, known.classes, squares, dtype)
+            basis = split.basis
+        by = known.norms(place), known.even, floor
+        kept, rows = choose(self.config.estimator, x, split, *by, k, dtype, self.generator)
+        return kept, basis, rows
+
+
 class LatePick(NamedTuple):
     """Picks rows of one layer's input in the backward pass, from X and dY alone."""
 
@@ -103,8 +139,7 @@ class LatePick(NamedTuple):
     centring: Centring
     generator: torch.Generator
     name: str  # of the layer
-    b: int
-    t: int
+    t: int  # rows to a sample
     dtype: torch.dtype  # of the products
 
     def rows(self, weights: Tensor) -> Kept | None:
@@ -123,7 +158,7 @@ class LatePick(NamedTuple):
             return None
         if self.centring.kind != "none":
             # A row without a gradient is padding, or as good as that.
-            classes = row_classes(Rows(self.b, self.t), (norms > 0).to(norms.dtype))
+            classes = row_classes(Rows(n // self.t, self.t), (norms > 0).to(norms.dtype))
             q = self.centring.size(n, i, classes.shape[1], k)
             k -= self.centring.cost(n, i, q)
             if q > 0:
