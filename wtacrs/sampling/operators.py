@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch._guards import CompileContext
 from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 from torch.library import custom_op
 
@@ -111,16 +112,22 @@ def report(norms: Tensor, ticket: Tensor, handle: str, name: str) -> None:
         reported.take(name, norms)
 
 
-@custom_op("wtacrs::version", mutates_args=())
-def version(x: Tensor) -> Tensor:
-    """As many elements as there were changes of ``x`` in place. A compiler knows that number while
-    it traces, but of shapes only may Python code ask for it."""
-    return x.new_empty(x._version)
+@custom_op("wtacrs::moment", mutates_args=())
+def moment(x: Tensor) -> Tensor:
+    """Its shape says when it is traced: how often ``x`` had been changed in place, and the number
+    of the trace. A compiler knows both, but of shapes only may Python code ask for it."""
+    return x.new_empty(0, 0, 0)
+
+
+@moment.register_fake
+def _(x: Tensor) -> Tensor:
+    trace = CompileContext.current_compile_id()
+    frame, again = (0, 0) if trace is None else (trace.frame_id or 0, trace.frame_compile_id or 0)
+    return x.new_empty(x._version, 1 + frame, 1 + again)
 
 
 for _silent in (begin, end, report):
     _silent.register_fake(lambda *arguments: None)
-version.register_fake(lambda x: x.new_empty(x._version))
 
 
 def _kept_like(

@@ -3,8 +3,9 @@
 What depends on shapes and on the model's structure is settled while the graph is traced: whether a
 layer picks early or late, how many rows, and which layers share a draw. A tensor of the graph is
 not told by its identity when the graph runs, for a compiler uses memory again. So a draw is noted
-on the traced input itself, which the layers that read it have before them as one object. Layers
-that are compiled one by one find no note, and draw each for itself.
+on the traced input itself, which the layers that read it have before them as one object. The note
+counts in the trace that made it, as long as the input is not changed in place: layers that are
+compiled one by one draw each for itself.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class _Shared(NamedTuple):
 
     sampled: SampledRows
     ticket: Tensor
-    changes: int  # of the input in place, when it was made
+    when: tuple[int, ...]  # see ``operators.moment``
     readers: list[str]
 
 
@@ -95,12 +96,12 @@ class TracedSampler:
         if self._all_rows(x):
             return None
         data, dtype = x.detach(), compute_dtype(x)
-        changes = len(operators.version(data))
+        when = tuple(operators.moment(data).shape)
         shared: _Shared | None = getattr(x, "wtacrs_draw", None)
-        stale = shared is None or shared.changes != changes or name in shared.readers
+        stale = shared is None or shared.when != when or name in shared.readers
         if shared is None or stale or shared.sampled.rows.dtype != dtype:
             rows, *kept, ticket = operators.keep(data, self.handle, name, dtype)
-            shared = _Shared(SampledRows(rows, _kept(kept), _nowhere), ticket, changes, [])
+            shared = _Shared(SampledRows(rows, _kept(kept), _nowhere), ticket, when, [])
             x.wtacrs_draw = shared  # type: ignore[attr-defined]
         shared.readers.append(name)
         report = partial(operators.report, handle=self.handle, name=name)
