@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.wtacrs.tiny import assert_same_step, batch_of, step, tiny_bert, tiny_llama
 from wtacrs import MemoryConfig, SamplingConfig, apply_, sample_linears_
@@ -174,3 +175,20 @@ def test_a_copy_is_another_sampler(make_encoder):
     for call in (forward, compiled(other)):
         call(torch.randn(2, 10, 4)).sum().backward()
     assert sampler.rows_seen == other.layers[0].q.sampler.rows_seen > 0
+
+
+def test_layers_in_a_checkpoint_pick_late(make_encoder, exact_step):
+    """What is computed again is there in the backward pass; a draw must not be made again."""
+    model = make_encoder(blocks=2)
+    expected = exact_step(model, None)
+    sampler = sample_linears_(model, SamplingConfig(budget=0.5))
+
+    def forward(x):
+        x = model.embed(x)
+        for layer in model.layers:
+            x = checkpoint(layer, x, use_reentrant=False)
+        return model.head(x)
+
+    for name, gradient in exact_step(model, sampler, compiled(forward)).items():
+        torch.testing.assert_close(gradient, expected[name])
+    assert (sampler.late, sampler.rows_seen) == ({*sampler.names}, 0)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._guards import CompileContext
 from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
+from torch._higher_order_ops.wrap import tag_activation_checkpoint
 from torch.library import custom_op
 
 from wtacrs.sampling.batch import Facts
@@ -114,16 +115,32 @@ def report(norms: Tensor, ticket: Tensor, handle: str, name: str) -> None:
 
 @custom_op("wtacrs::moment", mutates_args=())
 def moment(x: Tensor) -> Tensor:
-    """Its shape says when it is traced: how often ``x`` had been changed in place, and the number
-    of the trace. A compiler knows both, but of shapes only may Python code ask for it."""
-    return x.new_empty(0, 0, 0)
+    """Its shape says when it is traced: (changes of ``x`` in place, trace, its repetition, is it
+    within a checkpoint). A compiler knows that, but of shapes only may Python code ask for it."""
+    return x.new_empty(0, 0, 0, 0)
 
 
 @moment.register_fake
 def _(x: Tensor) -> Tensor:
     trace = CompileContext.current_compile_id()
     frame, again = (0, 0) if trace is None else (trace.frame_id or 0, trace.frame_compile_id or 0)
-    return x.new_empty(x._version, 1 + frame, 1 + again)
+    return x.new_empty(x._version, 1 + frame, 1 + again, int(_in_checkpoint()))
+
+
+def _in_checkpoint() -> bool:
+    """Whether what is traced is computed again in the backward pass. torch has no public question
+    for it, and computes no effect again."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        tracer: Any = InstructionTranslator.current_tx().output.current_tracer
+    except AttributeError:  # traced by others, who ask for a shape and not for the moment
+        return False
+    while tracer is not None:
+        if tracer.source_target is tag_activation_checkpoint:
+            return True
+        tracer = tracer.parent
+    return False
 
 
 for _silent in (begin, end, report):
