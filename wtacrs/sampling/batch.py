@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from wtacrs.sampling.estimators import SlotTables
+
 Mask = Tensor | Mapping[str, Tensor]
 
 ONE_MASK_FOR_TWO = (
@@ -130,14 +132,22 @@ class Reported:
 class ForwardPass:
     """A forward pass of the model and what its layers share."""
 
-    def __init__(self, facts: Facts, reported: list[Reported]) -> None:
+    def __init__(self, facts: Facts, reported: list[Reported], alone: bool = False) -> None:
         self.facts = facts
         self.ended = False  # the model returned, or its backward pass has begun
         self.end: int | None = None  # number of autograd's next node when the model returned
         self.inputs = WeakTensorKeyDictionary()  # input tensor -> the draw for it
         self.known: dict[Any, Any] = {}  # what layers whose rows are alike share, see ``known.py``
+        # A layer that is called by itself shares with nobody, and leaves nothing behind.
+        self.slots = None if alone else SlotTables()
         self.reported = reported  # of all passes of a sampler
         self.tickets: dict[int, Reported] = {}  # of draws in a compiled graph
+
+    def forget(self) -> None:
+        """Let go what layers of a pass that is over do not share any more."""
+        self.known.clear()
+        if self.slots is not None:
+            self.slots.clear()
 
 
 class Passes:
@@ -150,13 +160,13 @@ class Passes:
         self._strange: tuple[int, ForwardPass] | None = None
         self._tickets = count()
 
-    def begin(self, facts: Facts) -> ForwardPass:
+    def begin(self, facts: Facts, alone: bool = False) -> ForwardPass:
         """Layers that run from now on belong to a new pass. What older ones could find again, if
         they were recomputed, is let go."""
         for _, one in self._begun:
-            one.known.clear()
+            one.forget()
             one.inputs.clear()
-        self._begun.append((_next_number(), ForwardPass(facts, self.reported)))
+        self._begun.append((_next_number(), ForwardPass(facts, self.reported, alone)))
         return self._begun[-1][1]
 
     def end(self) -> None:
@@ -164,7 +174,7 @@ class Passes:
         if self._begun:
             one = self._begun[-1][1]
             one.ended, one.end = True, _next_number()
-            one.known.clear()
+            one.forget()
 
     def current(self) -> ForwardPass | None:
         """The pass to which a layer that runs now belongs; None: to one that nobody told of."""

@@ -11,10 +11,11 @@ from torch.utils.weak import TensorWeakRef
 
 from wtacrs.sampling.batch import ForwardPass, Reported, Rows
 from wtacrs.sampling.centre import Centring, Split, features, row_classes
+from wtacrs.sampling.estimators import Slots, SlotTables
 from wtacrs.sampling.grad_norms import GradNorms
 from wtacrs.sampling.known import known_rows
 from wtacrs.sampling.select import draw, rows_kept
-from wtacrs.sampling.weights import probabilities_of, row_norms
+from wtacrs.sampling.weights import floored, row_norms
 
 if TYPE_CHECKING:
     from wtacrs.config import SamplingConfig
@@ -75,6 +76,7 @@ def choose(
     k: int,
     dtype: torch.dtype,
     generator: torch.Generator,
+    slots: SlotTables,
 ) -> tuple[Kept, Tensor]:
     """Draw k rows of ``x`` (n, i), or of what ``split`` leaves of it.
 
@@ -89,13 +91,19 @@ def choose(
     rest = x if split is None else split.rest
     weights = row_norms(rest) * norms
     if even is not None:
-        weights = probabilities_of(weights, even, floor)
-    indices, scales = draw(estimator, weights, k, generator)
+        weights = floored(weights, even, floor)
+    indices, scales = draw(
+        estimator, weights, k, generator, _slots(slots, len(weights), k, x.device)
+    )
     rows = rest.index_select(0, indices).to(dtype)
     if split is None:
         return Kept(indices, scales, None, None), rows
     rows = torch.cat([rows, split.basis])
     return Kept(indices, scales, split.classes, split.coordinates), rows
+
+
+def _slots(tables: SlotTables | None, n: int, k: int, device: torch.device) -> Slots | None:
+    return None if tables is None else tables.of(n, k, device)
 
 
 class EarlyPick(NamedTuple):
@@ -128,7 +136,8 @@ class EarlyPick(NamedTuple):
             split = self.centring.split(name, x, known.classes, squares, dtype)
             basis = split.basis
         by = known.norms(place), known.even, floor
-        kept, rows = choose(self.config.estimator, x, split, *by, k, dtype, self.generator)
+        drawn_by = self.config.estimator, x, split, *by, k, dtype, self.generator, of.slots
+        kept, rows = choose(*drawn_by)
         return kept, basis, rows
 
 
@@ -138,6 +147,7 @@ class LatePick(NamedTuple):
     config: SamplingConfig
     centring: Centring
     generator: torch.Generator
+    slots: SlotTables | None
     name: str  # of the layer
     t: int  # rows to a sample
     dtype: torch.dtype  # of the products
@@ -147,7 +157,8 @@ class LatePick(NamedTuple):
         estimator, k = self.config.estimator, rows_kept(len(weights), self.config.budget)
         if estimator == "full" or k >= len(weights):
             return None
-        return Kept(*draw(estimator, weights, k, self.generator), None, None)
+        slots = _slots(self.slots, len(weights), k, weights.device)
+        return Kept(*draw(estimator, weights, k, self.generator, slots), None, None)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, norms: Tensor) -> tuple[Kept, Tensor] | None:
@@ -165,4 +176,6 @@ class LatePick(NamedTuple):
                 scaled = norms / norms.amax().clamp(min=torch.finfo(norms.dtype).tiny)
                 squares = scaled.square()[:, None]
                 split = self.centring.split(self.name, x, classes, squares, self.dtype)
-        return choose(estimator, x, split, norms, None, 0, k, self.dtype, self.generator)
+        return choose(
+            estimator, x, split, norms, None, 0, k, self.dtype, self.generator, self.slots
+        )

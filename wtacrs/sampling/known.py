@@ -12,6 +12,8 @@ from wtacrs.sampling.centre import row_classes
 from wtacrs.sampling.grad_norms import GradNorms
 from wtacrs.sampling.weights import even_floor
 
+LEAST_ESTIMATE = 1e-15  # of the largest
+
 
 class Known(NamedTuple):
     """Of n rows, in float32; ``estimates`` (l, n) and ``squares`` (l, n, 1) of the inputs that have
@@ -71,8 +73,9 @@ def find_known(
     squares, estimates = None, grad_norms.estimate(rows.b, rows.t, rows.sample_ids, device, source)
     if estimates is not None:
         estimates = estimates.reshape(len(estimates), n) * valid  # (l, n)
-        tiny = torch.finfo(estimates.dtype).tiny
-        estimates = estimates / estimates.amax(1, keepdim=True).clamp(min=tiny)
+        largest = estimates.amax(1, keepdim=True).clamp(min=torch.finfo(estimates.dtype).tiny)
+        # Where all are zero, rows that count must not be.
+        estimates = torch.addcdiv(LEAST_ESTIMATE * valid, estimates, largest)
         squares = estimates.square()[..., None] if centred else None
     classes = row_classes(rows, valid) if centred else valid[:, None]
     return Known(valid, even_floor(valid, floor), classes, estimates, squares)

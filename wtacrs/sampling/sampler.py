@@ -116,9 +116,9 @@ class Sampler:
         """Whether ``model`` is called for a training pass of which nothing was told."""
         return self.trains(model) and not self._told
 
-    def _begin(self, facts: Facts) -> ForwardPass:
+    def _begin(self, facts: Facts, alone: bool = False) -> ForwardPass:
         self.settle()
-        return self._passes.begin(facts)
+        return self._passes.begin(facts, alone)
 
     @property
     def passes(self) -> Passes:
@@ -164,7 +164,10 @@ class Sampler:
 
     def late_pick(self, name: str, device: torch.device, t: int, dtype: torch.dtype) -> LatePick:
         """What picks rows for layer ``name``, ``t`` to a sample, for products in ``dtype``."""
-        return LatePick(self.config, self.centring, self.generator(device), name, t, dtype)
+        of = self._passes.current()
+        slots = None if of is None else of.slots
+        drawn_by = self.config, self.centring, self.generator(device), slots
+        return LatePick(*drawn_by, name, t, dtype)
 
     @torch.no_grad()
     def sample_rows(self, name: str, x: Tensor) -> SampledRows | None:
@@ -179,7 +182,7 @@ class Sampler:
         self.rows_kept += flat.shape[0] if exact else k
         if exact:
             return None
-        of = self._passes.current() or self._begin(Facts())
+        of = self._passes.current() or self._begin(Facts(), alone=True)
         # Autocast off: with it, centred rows would be subtracted from in low precision.
         dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -194,7 +197,7 @@ class Sampler:
 
     def draw(self, name: str, x: Tensor, dtype: torch.dtype) -> tuple[Draw, Tensor]:
         """A draw for layer ``name``, the first that reads ``x`` (..., i), and the rows."""
-        of = self._passes.current() or self._begin(Facts())
+        of = self._passes.current() or self._begin(Facts(), alone=True)
         facts = of.facts.rows_of(name, x.shape)
         if facts.sample_ids is not None:
             self.grad_norms.check_length(facts.t)
