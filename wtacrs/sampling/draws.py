@@ -76,7 +76,7 @@ def choose(
     k: int,
     dtype: torch.dtype,
     generator: torch.Generator,
-    slots: SlotTables,
+    slots: SlotTables | None,
 ) -> tuple[Kept, Tensor]:
     """Draw k rows of ``x`` (n, i), or of what ``split`` leaves of it.
 
@@ -84,6 +84,7 @@ def choose(
         norms: (n,), ||dY_n|| or estimates of it, 0 for rows that do not count.
         even: (n,), see ``even_floor``; None where the norms are exact, which need no floor.
         dtype: of the products in the backward pass.
+        slots: what draws of a pass share; None for a draw that shares nothing.
 
     Returns:
         Which rows, and the rows themselves in ``dtype``: X_[j] (k, i), or [R_[j]; G] (k + q, i).
@@ -92,9 +93,8 @@ def choose(
     weights = row_norms(rest) * norms
     if even is not None:
         weights = floored(weights, even, floor)
-    indices, scales = draw(
-        estimator, weights, k, generator, _slots(slots, len(weights), k, x.device)
-    )
+    of_size = _slots(slots, len(weights), k, x.device)
+    indices, scales = draw(estimator, weights, k, generator, of_size)
     rows = rest.index_select(0, indices).to(dtype)
     if split is None:
         return Kept(indices, scales, None, None), rows
@@ -132,8 +132,8 @@ class EarlyPick(NamedTuple):
         q = self.centring.size(n, i, c, k)
         k -= self.centring.cost(n, i, q)
         if q > 0:
-            squares = known.squared_norms(place)
-            split = self.centring.split(name, x, known.classes, squares, dtype)
+            squares, shares = known.squared_norms(place), known.class_shares(place)
+            split = self.centring.split(name, x, known.classes, squares, dtype, shares=shares)
             basis = split.basis
         by = known.norms(place), known.even, floor
         drawn_by = self.config.estimator, x, split, *by, k, dtype, self.generator, of.slots
