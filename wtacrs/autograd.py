@@ -1,4 +1,4 @@
-"""What the library's autograd Functions share."""
+"""What the library's autograd Functions share, and what they say of their outputs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,3 +32,21 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
         return backward(ctx, *gradients)
 
     return checked
+
+
+def noteworthy(y: Tensor) -> Tensor:
+    """``y``, so that notes can be made on it while it is traced: there what an operator gives
+    beside others can bear no attribute."""
+    return y.view_as(y) if torch.compiler.is_compiling() else y
+
+
+def mark_kept(y: Tensor) -> Tensor:
+    """``y``, of which it is said from now on that the layer that made it keeps it whole."""
+    y = noteworthy(y)
+    y.wtacrs_kept = True  # type: ignore[attr-defined]
+    return y
+
+
+def is_kept(x: Any) -> bool:
+    """Whether the layer that made ``x`` keeps it whole: then others may refer to it for nothing."""
+    return getattr(x, "wtacrs_kept", False)

@@ -32,17 +32,18 @@ class FactsReader:
     """
 
     def __init__(self, model: nn.Module, sampler: Sampler | None) -> None:
-        self._sampler, self._signature = sampler, inspect.signature(model.forward)
+        self._sampler, self._names = sampler, [*inspect.signature(model.forward).parameters]
 
     def __call__(
         self, model: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         sample_ids = kwargs.pop("sample_ids", None)
-        if self._sampler is not None and self._sampler.expects_facts(model):
-            given = self._signature.bind_partial(*args, **kwargs).arguments
-            self._sampler.start_batch(
-                sample_ids, mask_of(model, {**given, **given.get("kwargs", {})})
-            )
+        if self._sampler is None:
+            return args, kwargs
+        sampler = self._sampler.side
+        if sampler.expects_facts(model):
+            given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+            sampler.start_batch(sample_ids, mask_of(model, given))
         return args, kwargs
 
 

@@ -10,30 +10,23 @@ CPU its bits, too. Both passes run with autograd, hence whatever leaves the part
 be it returned or taken by a hook (router losses, attention maps); so has a gradient's gradient, and
 checkpoints nest. Sampled layers inside pick their rows late.
 
-The second pass ends at the last layer that keeps something of its own, a sampled one or a whole
-feed-forward sublayer: what comes after it is saved in the first pass as if nothing were recomputed
-(one bit an element of a dropout; the output of a norm, which is the next block's input anyway). So
-the product of that layer, whose value no gradient needs, is not computed again, by construction:
-torch stops a second pass once everything is there that the first one left out.
+Where the second pass can end early, it does: see ``passes``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from wtacrs.autograd import is_kept
 from wtacrs.integrations.checkpointing import checkpoints
-from wtacrs.layers.feed_forward import ChunkedForward
-from wtacrs.layers.masks import DrawsMemo, may_draw
-from wtacrs.sampling.linear import SampledLinear
+from wtacrs.passes import SecondPass, first_pass, keeping_layers, picking_late
 from wtacrs.swap import OwnForward, in_blocks
 
 PARTS = ("none", "attention", "block")
@@ -63,13 +56,13 @@ class RecomputedForward(OwnForward):
             args, kwargs = tree_unflatten(leaves, structure)
             return plain(*args, **kwargs)
 
+        if torch.compiler.is_compiling():  # which leaves out by itself what no gradient needs
+            with picking_late(keeping_layers(module, keeps_draws=False)):
+                return checkpoint(work, *leaves, use_reentrant=False)
         slow = all(x.device.type in SLOW_TO_DRAW for x in leaves if isinstance(x, Tensor))
-        layers = _layers(module, keeps_draws=slow)
-        if not layers.all and torch.compiler.is_compiling():
-            return checkpoint(work, *leaves, use_reentrant=False)  # which is traced whole
-        run: Any = torch.compiler.disable(checkpoint)  # with contexts it cannot be traced
-        contexts = lambda: (_first_pass(layers), _SecondPass(layers))  # noqa: E731
-        outputs = run(work, *leaves, use_reentrant=False, context_fn=contexts)
+        layers = keeping_layers(module, keeps_draws=slow)
+        contexts = lambda: (first_pass(layers), SecondPass(layers))  # noqa: E731
+        outputs: Any = checkpoint(work, *leaves, use_reentrant=False, context_fn=contexts)
         return outputs if layers.last is not None else tree_map(_as_new, outputs)
 
 
@@ -86,111 +79,10 @@ def _without_cache(leaf: Any) -> Any:
     return None
 
 
-class _Layers(NamedTuple):
-    """Those of a part that keep something of their own, in the order of registration, and the last
-    of them if no other linear layer follows: where the second pass can end; and draws before it."""
-
-    all: list[SampledLinear | ChunkedForward]
-    last: SampledLinear | ChunkedForward | None
-    memo: DrawsMemo
-
-
-def _layers(module: nn.Module, keeps_draws: bool) -> _Layers:
-    found: list[SampledLinear | ChunkedForward] = []
-    inside: set[nn.Module] = set()  # of a feed-forward sublayer, which is one
-    last: SampledLinear | ChunkedForward | None = None
-    for layer in module.modules():
-        if isinstance(forward := layer.__dict__.get("forward"), ChunkedForward):
-            inside |= {*forward.modules()}
-            found = [one for one in found if one not in inside] + [forward]
-            last = forward
-        elif layer in inside:
-            continue
-        elif isinstance(layer, SampledLinear):
-            found.append(layer)
-            last = layer
-        elif isinstance(layer, nn.Linear):  # much may be saved between, as with adapters
-            last = None
-    drawing = [m for m in module.modules() if keeps_draws and m not in inside and may_draw(m)]
-    return _Layers(found, last, DrawsMemo(drawing))
-
-
-@contextmanager
-def _late(layers: _Layers, replays: bool) -> Iterator[None]:
-    samplers = {layer.sampler for layer in layers.all if isinstance(layer, SampledLinear)}
-    with ExitStack() as stack:
-        for sampler in samplers:
-            stack.enter_context(sampler.recomputed())
-        stack.enter_context(layers.memo.used(replays))
-        yield
-
-
-def _first_pass(layers: _Layers) -> AbstractContextManager[None]:
-    """What runs after the last of ``layers`` is saved as it would be without recomputation: by the
-    hooks that are there now, say of offloading, if any."""
-    there: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return _saving_after(layers, there or (_detached, _as_it_is))
-
-
-@contextmanager
-def _saving_after(layers: _Layers, hooks: Any) -> Iterator[None]:
-    # Autocast's cache is off, for it would hold what this pass does not keep: a copy of each
-    # weight, until the model returns.
-    caches = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    last = layers.last
-    try:
-        with ExitStack() as stack, _late(layers, replays=False):
-
-            def save(_: Any) -> None:
-                layers.memo.end()
-                stack.enter_context(saved_tensors_hooks(*hooks))
-
-            if last is not None:
-                last.when_done = save
-            yield
-    finally:
-        if last is not None:
-            last.when_done = None
-        torch.set_autocast_cache_enabled(caches)
-
-
-class _SecondPass:
-    """A graph that is retained has several second passes, so this is entered several times."""
-
-    def __init__(self, layers: _Layers) -> None:
-        self._layers = layers
-        self._stack = ExitStack()
-
-    def _save(self, _: Any) -> None:
-        # Reached only with early stop switched off; what is saved from here on, nobody asks for.
-        self._layers.memo.end()
-        self._stack.enter_context(saved_tensors_hooks(_detached, _as_it_is))
-
-    def __enter__(self) -> None:
-        self._stack.enter_context(_late(self._layers, replays=True))
-        if (last := self._layers.last) is not None:
-            last.without_product, last.when_done = True, self._save
-
-    def __exit__(self, *error: Any) -> None:
-        if (last := self._layers.last) is not None:
-            last.without_product, last.when_done = False, None
-        self._stack.close()
-
-
-def _detached(x: Tensor) -> Tensor:
-    """What is saved instead: a node that held its own output would never be freed."""
-    return x.detach()
-
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
-
-
 def _as_new(x: Any) -> Any:
     """A view, if the norm that made ``x`` says that it keeps it, which is not so in a first pass: a
     sampled layer outside would refer to all of ``x`` in vain."""
-    return x.view_as(x) if getattr(getattr(x, "grad_fn", None), "keeps_output", False) else x
+    return x.view_as(x) if is_kept(x) else x
 
 
 def recompute_(model: nn.Module, what: str) -> list[str]:

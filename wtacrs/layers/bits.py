@@ -24,7 +24,7 @@ def pack(mask: Tensor) -> Tensor:
     flat = mask.reshape(-1)
     if flat.numel() % 8:
         flat = F.pad(flat, (0, -flat.numel() % 8))
-    elif flat.storage_offset() % 8:
+    elif not torch.compiler.is_compiling() and flat.storage_offset() % 8:
         flat = flat.clone()  # words begin at multiples of 8 bytes
     words = flat.view(torch.int64)  # (n / 8,)
     return words.mul(GATHER).bitwise_right_shift_(56).to(torch.uint8)

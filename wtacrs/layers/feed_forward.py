@@ -163,6 +163,8 @@ class ChunkedForward(OwnForward):
         return type(self.module).forward(self.module, x)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # it is inside of a part that is computed again
+            return self.plain(x)
         self._check(x)
         parameters = [p for m in self.modules() for p in m.parameters(recurse=False)]
         trained = [p for p in dict.fromkeys(parameters) if p.requires_grad]
@@ -207,7 +209,8 @@ class Deferred:
     handed: TensorWeakRef | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        self.handed = TensorWeakRef(x)
+        if not torch.compiler.is_compiling():
+            self.handed = TensorWeakRef(x)
         return x
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wtacrs.autograd import first_order
+from wtacrs.autograd import first_order, noteworthy
 from wtacrs.layers.bits import pack, scale_kept, zero_unkept
 
 
@@ -143,7 +143,7 @@ class LosslessDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and 0 < self.p < 1 and (self.memo is not None or _saves(input)):
-            return DropoutFunction.apply(input, self.p, self.memo)
+            return noteworthy(DropoutFunction.apply(input, self.p, self.memo))
         return F.dropout(input, self.p, self.training)
 
 
@@ -168,7 +168,7 @@ class LosslessReLUDropout(nn.ReLU):
         after = self.dropout_after[0]
         p = after.p if after.training else 0.0
         if p < 1 and (self.memo is not None or _saves(input)):
-            return ReLUFunction.apply(input, p, self.memo)
+            return noteworthy(ReLUFunction.apply(input, p, self.memo))
         return F.dropout(F.relu(input), p, after.training)
 
 

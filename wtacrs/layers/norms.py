@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wtacrs.autograd import first_order
+from wtacrs.autograd import first_order, mark_kept
 
 
 def normalised(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -38,7 +38,7 @@ class LayerNormFunction(torch.autograd.Function):
         if torch.is_autocast_enabled("cuda") and x.is_cuda:
             x = x.float()  # as autocast does for the plain layer
         y, _, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
-        ctx.x_dtype, ctx.keeps_output = x.dtype, True
+        ctx.x_dtype = x.dtype
         ctx.save_for_backward(y, weight, bias, rstd)
         return y
 
@@ -73,7 +73,7 @@ class RMSNormFunction(torch.autograd.Function):
         )
         rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
         y = plain(x)  # which casts where it likes
-        ctx.x_dtype, ctx.keeps_output = x.dtype, True
+        ctx.x_dtype = x.dtype
         ctx.save_for_backward(y, weight, rstd)
         return y
 
@@ -110,7 +110,7 @@ class LosslessLayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         coarser = input.dtype.itemsize < self.weight.dtype.itemsize and not input.is_cuda
         if _saves(self, input) and (self.in_bfloat16 or not coarser):
-            return LayerNormFunction.apply(input, self.weight, self.bias, self.eps)
+            return mark_kept(LayerNormFunction.apply(input, self.weight, self.bias, self.eps))
         return super().forward(input)
 
 
@@ -125,4 +125,5 @@ class LosslessRMSNorm(nn.Module):
         plain = partial(self.plain_class.forward, self)
         if not _saves(self, hidden_states):
             return plain(hidden_states)
-        return RMSNormFunction.apply(hidden_states, self.weight, self.variance_epsilon, plain)
+        y = RMSNormFunction.apply(hidden_states, self.weight, self.variance_epsilon, plain)
+        return mark_kept(y)

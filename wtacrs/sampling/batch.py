@@ -14,11 +14,14 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from wtacrs.sampling.estimators import SlotTables
 
 Mask = Tensor | Mapping[str, Tensor]
 
@@ -61,6 +64,11 @@ class Facts:
         if self.mask is None:
             return []
         return [*self.mask.values()] if isinstance(self.mask, Mapping) else [self.mask]
+
+    def check_masks(self, two_sequences: bool) -> None:
+        """Raise ValueError for one mask where a model reads two sequences."""
+        if two_sequences and isinstance(self.mask, Tensor):
+            raise ValueError(ONE_MASK_FOR_TWO)
 
     def mask_of(self, name: str) -> Tensor | None:
         """The mask for the layer ``name``: of a mapping, that of the first glob that matches."""
@@ -109,10 +117,13 @@ class Reported:
     rows: Rows
     of: ForwardPass
     norms: dict[str, Tensor] = field(default_factory=dict)
+    settled: bool = False
 
     def take(self, name: str, norms: Tensor) -> None:
         """Norms (n,) of the layer ``name``."""
         self.of.ended = True
+        if self.settled:
+            return
         if not self.norms:
             self.of.reported.append(self)
         self.norms[name] = norms
@@ -121,13 +132,22 @@ class Reported:
 class ForwardPass:
     """A forward pass of the model and what its layers share."""
 
-    def __init__(self, facts: Facts, reported: list[Reported]) -> None:
+    def __init__(self, facts: Facts, reported: list[Reported], alone: bool = False) -> None:
         self.facts = facts
         self.ended = False  # the model returned, or its backward pass has begun
         self.end: int | None = None  # number of autograd's next node when the model returned
         self.inputs = WeakTensorKeyDictionary()  # input tensor -> the draw for it
         self.known: dict[Any, Any] = {}  # what layers whose rows are alike share, see ``known.py``
+        # A layer that is called by itself shares with nobody, and leaves nothing behind.
+        self.slots = None if alone else SlotTables()
         self.reported = reported  # of all passes of a sampler
+        self.tickets: dict[int, Reported] = {}  # of draws in a compiled graph
+
+    def forget(self) -> None:
+        """Let go what layers of a pass that is over do not share any more."""
+        self.known.clear()
+        if self.slots is not None:
+            self.slots.clear()
 
 
 class Passes:
@@ -138,14 +158,15 @@ class Passes:
         # (number that autograd's next node had when the pass began, pass)
         self._begun: deque[tuple[int, ForwardPass]] = deque(maxlen=REMEMBERED)
         self._strange: tuple[int, ForwardPass] | None = None
+        self._tickets = count()
 
-    def begin(self, facts: Facts) -> ForwardPass:
+    def begin(self, facts: Facts, alone: bool = False) -> ForwardPass:
         """Layers that run from now on belong to a new pass. What older ones could find again, if
         they were recomputed, is let go."""
         for _, one in self._begun:
-            one.known.clear()
+            one.forget()
             one.inputs.clear()
-        self._begun.append((_next_number(), ForwardPass(facts, self.reported)))
+        self._begun.append((_next_number(), ForwardPass(facts, self.reported, alone)))
         return self._begun[-1][1]
 
     def end(self) -> None:
@@ -153,7 +174,7 @@ class Passes:
         if self._begun:
             one = self._begun[-1][1]
             one.ended, one.end = True, _next_number()
-            one.known.clear()
+            one.forget()
 
     def current(self) -> ForwardPass | None:
         """The pass to which a layer that runs now belongs; None: to one that nobody told of."""
@@ -161,6 +182,18 @@ class Passes:
         if task != -1:
             return self._of_running_node(task)
         return self._begun[-1][1] if self._begun and not self._begun[-1][1].ended else None
+
+    def ticket(self, reported: Reported) -> int:
+        """A number by which a compiled graph, which holds tensors only, finds ``reported`` again as
+        long as its forward pass is remembered."""
+        number = next(self._tickets)
+        reported.of.tickets[number] = reported
+        return number
+
+    def of_ticket(self, number: int) -> Reported | None:
+        """The inverse of ``ticket``."""
+        found = (one.tickets[number] for _, one in self._begun if number in one.tickets)
+        return next(found, None)
 
     def _of_running_node(self, task: int) -> ForwardPass:
         node = torch._C._current_autograd_node()
@@ -174,6 +207,11 @@ class Passes:
         if self._strange is None or self._strange[0] != task:  # older than what is remembered
             self._strange = task, ForwardPass(Facts(), self.reported)
         return self._strange[1]
+
+
+def recomputes() -> bool:
+    """Whether a backward pass is under way: a forward pass that runs now is done again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _next_number() -> int:

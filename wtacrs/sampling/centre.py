@@ -70,6 +70,13 @@ def row_classes(rows: Rows, valid: Tensor) -> Tensor:
     return torch.stack([first, last, counts - first - last], dim=-1).view(-1, CLASSES)
 
 
+def class_shares(classes: Tensor, squares: Tensor) -> Tensor:
+    """Of each row in the mean of each class, (..., n, c): of classes (n, c) and ||dY_n||^2 up to a
+    factor, (..., n, 1). A class without a gradient has no shares."""
+    weighted = classes * squares
+    return weighted / weighted.sum(-2, keepdim=True).clamp(min=torch.finfo(weighted.dtype).tiny)
+
+
 class Centring:
     """Splits the inputs of a model's layers and remembers their directions.
 
@@ -103,6 +110,7 @@ class Centring:
         squares: Tensor,
         dtype: torch.dtype,
         remember: bool = True,
+        shares: Tensor | None = None,
     ) -> Split:
         """Split the input of the layers filed under ``name``.
 
@@ -113,12 +121,12 @@ class Centring:
             dtype: of the products in the backward pass; the rest is what F and G, rounded to it,
                 leave, so that rounding them costs no bias.
             remember: move the directions on; else this is a look.
+            shares: ``class_shares``, where the caller has them.
         """
         if x.dtype == torch.float16:  # whose sums over rows overflow
             x = x.float()
-        weighted = (classes * squares).to(x.dtype)  # (n, c)
-        mass = weighted.sum(0).clamp(min=torch.finfo(x.dtype).tiny)
-        basis, z = (weighted.T @ x) / mass[:, None], None  # the means, (c, i)
+        shares = class_shares(classes, squares) if shares is None else shares
+        basis, z = shares.to(x.dtype).T @ x, None  # the means, (c, i)
         if self.rank > 0:
             v = self._directions_of(name, x)  # (i, r)
             z = torch.addmm(x @ v, classes.to(x.dtype), basis @ v, alpha=-1)  # (n, r)

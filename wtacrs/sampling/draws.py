@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from wtacrs.sampling.batch import Reported, Rows
+from wtacrs.sampling.batch import ForwardPass, Reported, Rows
 from wtacrs.sampling.centre import Centring, Split, features, row_classes
+from wtacrs.sampling.estimators import Slots, SlotTables
+from wtacrs.sampling.grad_norms import GradNorms
+from wtacrs.sampling.known import known_rows
 from wtacrs.sampling.select import draw, rows_kept
-from wtacrs.sampling.weights import probabilities_of, row_norms
+from wtacrs.sampling.weights import floored, row_norms
 
 if TYPE_CHECKING:
     from wtacrs.config import SamplingConfig
@@ -73,6 +76,7 @@ def choose(
     k: int,
     dtype: torch.dtype,
     generator: torch.Generator,
+    slots: SlotTables | None,
 ) -> tuple[Kept, Tensor]:
     """Draw k rows of ``x`` (n, i), or of what ``split`` leaves of it.
 
@@ -80,6 +84,7 @@ def choose(
         norms: (n,), ||dY_n|| or estimates of it, 0 for rows that do not count.
         even: (n,), see ``even_floor``; None where the norms are exact, which need no floor.
         dtype: of the products in the backward pass.
+        slots: what draws of a pass share; None for a draw that shares nothing.
 
     Returns:
         Which rows, and the rows themselves in ``dtype``: X_[j] (k, i), or [R_[j]; G] (k + q, i).
@@ -87,13 +92,53 @@ def choose(
     rest = x if split is None else split.rest
     weights = row_norms(rest) * norms
     if even is not None:
-        weights = probabilities_of(weights, even, floor)
-    indices, scales = draw(estimator, weights, k, generator)
+        weights = floored(weights, even, floor)
+    of_size = _slots(slots, len(weights), k, x.device)
+    indices, scales = draw(estimator, weights, k, generator, of_size)
     rows = rest.index_select(0, indices).to(dtype)
     if split is None:
         return Kept(indices, scales, None, None), rows
     rows = torch.cat([rows, split.basis])
     return Kept(indices, scales, split.classes, split.coordinates), rows
+
+
+def _slots(tables: SlotTables | None, n: int, k: int, device: torch.device) -> Slots | None:
+    return None if tables is None else tables.of(n, k, device)
+
+
+class EarlyPick(NamedTuple):
+    """Picks rows of an input in the forward pass, by what is known of them then."""
+
+    config: SamplingConfig
+    centring: Centring
+    grad_norms: GradNorms
+    generator: torch.Generator
+
+    def __call__(
+        self, name: str, x: Tensor, dtype: torch.dtype, facts: Rows, of: ForwardPass
+    ) -> tuple[Kept, Tensor | None, Tensor]:
+        """Which rows of ``x`` (..., i) are kept for layers filed under ``name``, G, and the rows.
+
+        Args:
+            dtype: of the products in the backward pass.
+            facts: what is known of the rows.
+            of: the forward pass they belong to.
+        """
+        x = x.reshape(-1, x.shape[-1])  # (n, i)
+        floor, centred = self.config.floor, self.centring.kind != "none"
+        known = known_rows(of, facts, x.device, self.grad_norms, floor, centred)
+        (n, i), c, place = x.shape, known.classes.shape[1], self.grad_norms.place(name)
+        k, split, basis = rows_kept(n, self.config.budget), None, None
+        q = self.centring.size(n, i, c, k)
+        k -= self.centring.cost(n, i, q)
+        if q > 0:
+            squares, shares = known.squared_norms(place), known.class_shares(place)
+            split = self.centring.split(name, x, known.classes, squares, dtype, shares=shares)
+            basis = split.basis
+        by = known.norms(place), known.even, floor
+        drawn_by = self.config.estimator, x, split, *by, k, dtype, self.generator, of.slots
+        kept, rows = choose(*drawn_by)
+        return kept, basis, rows
 
 
 class LatePick(NamedTuple):
@@ -102,9 +147,9 @@ class LatePick(NamedTuple):
     config: SamplingConfig
     centring: Centring
     generator: torch.Generator
+    slots: SlotTables | None
     name: str  # of the layer
-    b: int
-    t: int
+    t: int  # rows to a sample
     dtype: torch.dtype  # of the products
 
     def rows(self, weights: Tensor) -> Kept | None:
@@ -112,7 +157,8 @@ class LatePick(NamedTuple):
         estimator, k = self.config.estimator, rows_kept(len(weights), self.config.budget)
         if estimator == "full" or k >= len(weights):
             return None
-        return Kept(*draw(estimator, weights, k, self.generator), None, None)
+        slots = _slots(self.slots, len(weights), k, weights.device)
+        return Kept(*draw(estimator, weights, k, self.generator, slots), None, None)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, norms: Tensor) -> tuple[Kept, Tensor] | None:
@@ -123,11 +169,13 @@ class LatePick(NamedTuple):
             return None
         if self.centring.kind != "none":
             # A row without a gradient is padding, or as good as that.
-            classes = row_classes(Rows(self.b, self.t), (norms > 0).to(norms.dtype))
+            classes = row_classes(Rows(n // self.t, self.t), (norms > 0).to(norms.dtype))
             q = self.centring.size(n, i, classes.shape[1], k)
             k -= self.centring.cost(n, i, q)
             if q > 0:
                 scaled = norms / norms.amax().clamp(min=torch.finfo(norms.dtype).tiny)
                 squares = scaled.square()[:, None]
                 split = self.centring.split(self.name, x, classes, squares, self.dtype)
-        return choose(estimator, x, split, norms, None, 0, k, self.dtype, self.generator)
+        return choose(
+            estimator, x, split, norms, None, 0, k, self.dtype, self.generator, self.slots
+        )

@@ -37,12 +37,14 @@ class SampledRows(NamedTuple):
     Attributes:
         rows: [R_[j]; G] (k + q, i) in the compute dtype, or X_[j] (k, i) without centring.
         kept: which rows these are.
-        report: takes the row norms (n,) of dY in the backward pass.
+        report: takes the row norms (n,) of dY in the backward pass, and
+        ticket: in a compiled graph, by which they are told to which draw they belong.
     """
 
     rows: Tensor
     kept: Kept
-    report: Callable[[Tensor], None]
+    report: Callable[..., None]
+    ticket: Tensor | None = None
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -125,21 +127,24 @@ class SampledLinearFunction(torch.autograd.Function):
         # The weight is referenced, not copied: in backward it is cast again, so no low-precision
         # copy of it stays alive, as one does under autocast in the plain layer.
         ctx.save_for_backward(
-            sampled.rows, *sampled.kept, weight if ctx.needs_input_grad[0] else None
+            weight if ctx.needs_input_grad[0] else None,
+            sampled.ticket,
+            sampled.rows,
+            *sampled.kept,
         )
         return linear(x, weight, bias)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *kept, weight = ctx.saved_tensors
+        weight, ticket, rows, *kept = ctx.saved_tensors
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
             dx = (dy @ weight.to(dy.dtype)).to(ctx.x_dtype)  # (..., i)
         dy = dy.reshape(-1, dy.shape[-1])  # (n, o)
         if ctx.needs_input_grad[1]:
             norms = row_norms(dy)  # (n,)
-            ctx.report(norms)
+            ctx.report(norms, *([] if ticket is None else [ticket]))
             kept = Kept._make(kept)
             dw = left_side(dy, kept, norms).T @ right_side(rows, kept)
         if ctx.needs_input_grad[2]:

@@ -29,7 +29,7 @@ class Selection(NamedTuple):
 
 
 # (probabilities (n,), summing to 1; k, with 1 <= k < n; generator) -> Selection
-Estimator = Callable[[Tensor, int, torch.Generator], Selection]
+Estimator = Callable[..., Selection]
 
 
 def _draw_slots(cumulative: Tensor, mass: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -68,14 +68,45 @@ def deterministic(probabilities: Tensor, k: int, generator: torch.Generator) -> 
 deterministic.unbiased = False  # type: ignore[attr-defined]  # an estimator is, unless it says so
 
 
-def _slots(k: int, device: torch.device) -> Tensor:
-    """1..k, (k,) int64."""
-    return torch.arange(1, k + 1, device=device)
+TINY = torch.finfo(torch.float32).tiny
 
 
-def count_winners(
-    tail_mass: Tensor, power: int = 1, slots: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+class Slots(NamedTuple):
+    """The k slots for kept rows, in constants (k,): they depend on n and k alone.
+
+    Attributes:
+        number: 1..k, float64.
+        before: 0..k-1.
+        place: n-k..n-1, of the k most probable rows in ascending order.
+        nudge: nothing in float32, over ``number``: of equal quotients, the one with the fewest
+            winners is then the smallest.
+        least: the same of the smallest number in float32.
+    """
+
+    number: Tensor
+    before: Tensor
+    place: Tensor
+    nudge: Tensor
+    least: Tensor
+
+    @staticmethod
+    def of(n: int, k: int, device: torch.device) -> Slots:
+        number = torch.arange(1, k + 1, dtype=torch.float64, device=device)
+        before = torch.arange(k, device=device)
+        return Slots(number, before, before + (n - k), 1e-300 / number, k * TINY / number)
+
+
+class SlotTables(dict[tuple[int, int, torch.device], Slots]):
+    """The slots of all sizes that come up in a forward pass, each made once."""
+
+    def of(self, n: int, k: int, device: torch.device) -> Slots | None:
+        """Those for k of ``n`` rows; None for all rows."""
+        if k < n and (n, k, device) not in self:
+            self[n, k, device] = Slots.of(n, k, device)
+        return self.get((n, k, device))
+
+
+def count_winners(tail_mass: Tensor, power: int = 1) -> tuple[Tensor, Tensor]:
     """How many of the k slots are drawn, and the step (1 - P_c) / (k - c). Paper, Theorem 2.
 
     The number of winners c in 0..k-1 minimises (1 - P_c)^power / (k - c). The paper's power of 1
@@ -83,62 +114,79 @@ def count_winners(
 
     Args:
         tail_mass: (k,), entry j is the mass 1 - P_c outside the c = k - 1 - j most probable rows.
-        slots: 1..k, where the caller has them.
 
     Returns:
         k - c, a tensor () of int64, and the step, a tensor ().
     """
-    slots = _slots(tail_mass.numel(), tail_mass.device) if slots is None else slots
+    k = tail_mass.numel()
+    place, _, step = _winners(tail_mass.double(), power, Slots.of(k, k, tail_mass.device))
+    return place[0] + 1, step
+
+
+def _winners(tail: Tensor, power: int, slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the tail masses (k,): the place (1,) of the best one, itself (1,), and the step ()."""
+    mass = tail**power if power > 1 else tail
     # The minimum comes with its place: indexing by a 0-d tensor would stop to read it on the host.
-    least, place = torch.min(tail_mass**power / slots if power > 1 else tail_mass / slots, dim=0)
-    drawn = place + 1
-    return drawn, least if power == 1 else (least * drawn) ** (1 / power) / drawn
+    least, place = torch.addcdiv(slots.nudge, mass, slots.number).min(dim=0, keepdim=True)
+    mass = tail.index_select(0, place)
+    step = least if power == 1 else mass / slots.number.index_select(0, place)
+    return place, mass, step[0]
 
 
-def wtacrs(probabilities: Tensor, k: int, generator: torch.Generator, power: int = 1) -> Selection:
+def wtacrs(
+    probabilities: Tensor,
+    k: int,
+    generator: torch.Generator,
+    slots: Slots | None = None,
+    power: int = 1,
+) -> Selection:
     """Winner-take-all: c winners at scale 1, k - c rows drawn from the rest. Paper, Eq. 5-6.
 
     Tail rows are drawn with replacement with probability p_n / (1 - P_c) and get the scale
-    (1 - P_c) / ((k - c) p_n). Where k rows are all that have p_n > 0 the tail has no mass or one
-    row, and the result is exact; spare slots get the scale 0.
+    (1 - P_c) / ((k - c) p_n). Where k rows are all that have p_n > 0 the tail has no mass, and the
+    result is exact; spare slots get the scale 0.
     """
     n = probabilities.numel()
+    slots = slots or Slots.of(n, k, probabilities.device)
     ascending, order = probabilities.sort()
     cumulative = ascending.cumsum(0, dtype=torch.float64)  # entry n-1-c: mass outside c winners
-    slots = _slots(k, order.device)
-    drawn, step = count_winners(cumulative[n - k :], power, slots)
-    positions = _draw_slots(cumulative, step * drawn, k, generator)
-    places = slots + (n - k - 1)  # of the k most probable rows
-    is_winner = slots > drawn
-    positions = torch.where(is_winner, places, positions)
-    p = ascending[positions]
-    scales = (step / p).masked_fill_(is_winner, 1.0).masked_fill_(p == 0, 0.0)
+    place, mass, step = _winners(cumulative[n - k :], power, slots)
+    positions = _draw_slots(cumulative, mass, k, generator)
+    is_winner = slots.before > place
+    positions = torch.where(is_winner, slots.place, positions)
+    p = ascending[positions].clamp(min=TINY)  # 0 / 0 is a spare slot
+    scales = (step / p).masked_fill_(is_winner, 1.0)
     return Selection(order[positions], scales)
 
 
-def wtacrs_exact(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
+def wtacrs_exact(
+    probabilities: Tensor, k: int, generator: torch.Generator, slots: Slots | None = None
+) -> Selection:
     """``wtacrs`` with the number of winners that minimises the variance, not the paper's bound."""
-    return wtacrs(probabilities, k, generator, power=2)
+    return wtacrs(probabilities, k, generator, slots, power=2)
 
 
-def inclusion_probabilities(
-    probabilities: Tensor, k: int, order: Tensor | None = None, slots: Tensor | None = None
-) -> Tensor:
-    """pi_n = min(1, p_n / tau) with tau such that they sum to k, (n,), in ``order`` if given.
+def _threshold(probabilities: Tensor, slots: Slots) -> Tensor:
+    """tau with which min(1, p_n / tau) sum to k, () float64.
 
-    tau is the step of ``count_winners``: the c that minimises (1 - P_c) / (k - c) is also the
-    smallest one for which no row outside the winners is larger than that quotient. Where k rows or
-    fewer have p_n > 0, these have pi_n = 1.
+    It is the step of ``count_winners``: the c that minimises (1 - P_c) / (k - c) is also the
+    smallest one for which no row outside the winners is larger than that quotient.
     """
-    slots = _slots(k, probabilities.device) if slots is None else slots
     cumulative = probabilities.sort().values.cumsum(0, dtype=torch.float64)
-    tau = (cumulative[-k:] / slots).amin()
-    tau = tau.clamp(min=torch.finfo(probabilities.dtype).tiny)
-    p = probabilities if order is None else probabilities[order]
-    return (p / tau).clamp(max=1.0)
+    tail = cumulative[-len(slots.number) :]
+    return torch.addcdiv(slots.least, tail, slots.number).amin()
 
 
-def pps(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
+def inclusion_probabilities(probabilities: Tensor, k: int) -> Tensor:
+    """pi_n = min(1, p_n / tau) with tau such that they sum to k, (n,). Where k rows or fewer have
+    p_n > 0, these have pi_n = 1."""
+    tau = _threshold(probabilities, Slots.of(len(probabilities), k, probabilities.device))
+    return (probabilities / tau).clamp(max=1.0)
+
+
+def pps(
+    probabilities: Tensor, k: int, generator: torch.Generator, slots: Slots | None = None
+) -> Selection:
     """Fixed-size sampling with probability proportional to size, without replacement.
 
     Row n is kept with probability pi_n = min(1, p_n / tau) and gets the scale 1 / pi_n
@@ -149,18 +197,18 @@ def pps(probabilities: Tensor, k: int, generator: torch.Generator) -> Selection:
     kept together or not at all.
     """
     n, device = probabilities.numel(), probabilities.device
-    slots = _slots(k, device)
+    slots = slots or Slots.of(n, k, device)
     order = torch.randperm(n, device=device, generator=generator)
-    inclusion = inclusion_probabilities(probabilities, k, order, slots)
+    ratios = probabilities[order] / _threshold(probabilities, slots)
+    inclusion = ratios.clamp(min=TINY, max=1.0)  # no step ends at the least ones; no 0 / 0
     cumulative = inclusion.cumsum(0, dtype=torch.float64)
     start = torch.rand(1, dtype=torch.float64, device=device, generator=generator)
     # In (0, k]: the first row whose sum reaches a point is never one of probability zero.
-    points = slots - start
+    points = slots.number - start
     # Without the last entry, no position leaves the range, whatever a NaN does.
     places = torch.searchsorted(cumulative[:-1], points)
     # Beyond the sum lie spare slots, where fewer than k rows count, and at most a rounding error.
-    spare = points > cumulative[-1]
-    scales = inclusion[places].reciprocal_().masked_fill_(spare, 0.0)
+    scales = (points <= cumulative[-1]) / inclusion[places]
     return Selection(order[places], scales)
 
 

@@ -37,6 +37,9 @@ class History:
         reported.clear()
         for group in groups:
             self._settle(group)
+            for one in group:  # which a forward pass may hold on to
+                one.settled = True
+                one.norms.clear()
 
     def _settle(self, group: list[Reported]) -> None:
         rows = group[0].rows

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from wtacrs.sampling.batch import ForwardPass, Rows
-from wtacrs.sampling.centre import row_classes
+from wtacrs.sampling.centre import class_shares, row_classes
 from wtacrs.sampling.grad_norms import GradNorms
 from wtacrs.sampling.weights import even_floor
+
+LEAST_ESTIMATE = 1e-15  # of the largest
 
 
 class Known(NamedTuple):
@@ -22,6 +24,7 @@ class Known(NamedTuple):
     classes: Tensor  # (n, c), see ``row_classes``; one class where nothing is centred
     estimates: Tensor | None
     squares: Tensor | None
+    shares: Tensor | None  # (l, n, c), see ``class_shares``
 
     def norms(self, place: int | None) -> Tensor:
         """Estimates (n,) of ||dY_n|| for the input at ``place``; all alike where there are none."""
@@ -32,6 +35,10 @@ class Known(NamedTuple):
         if place is None or self.squares is None:
             return self.valid[:, None]
         return self.squares[place]
+
+    def class_shares(self, place: int | None) -> Tensor | None:
+        """Shares (n, c) of rows in the means of their classes; None where it is not known."""
+        return None if place is None or self.shares is None else self.shares[place]
 
 
 def known_rows(
@@ -71,8 +78,10 @@ def find_known(
     squares, estimates = None, grad_norms.estimate(rows.b, rows.t, rows.sample_ids, device, source)
     if estimates is not None:
         estimates = estimates.reshape(len(estimates), n) * valid  # (l, n)
-        tiny = torch.finfo(estimates.dtype).tiny
-        estimates = estimates / estimates.amax(1, keepdim=True).clamp(min=tiny)
+        largest = estimates.amax(1, keepdim=True).clamp(min=torch.finfo(estimates.dtype).tiny)
+        # Where all are zero, rows that count must not be.
+        estimates = torch.addcdiv(LEAST_ESTIMATE * valid, estimates, largest)
         squares = estimates.square()[..., None] if centred else None
     classes = row_classes(rows, valid) if centred else valid[:, None]
-    return Known(valid, even_floor(valid, floor), classes, estimates, squares)
+    shares = None if squares is None else class_shares(classes, squares)
+    return Known(valid, even_floor(valid, floor), classes, estimates, squares, shares)

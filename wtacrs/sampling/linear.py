@@ -48,11 +48,12 @@ class SampledLinear(nn.Linear):
                 "sampler, which would mix their batches; use one process per device (torchrun, "
                 "DistributedDataParallel), or make one device visible (CUDA_VISIBLE_DEVICES=0)"
             )
-        if self.sampler.picks_late(self.name, input):
-            pick = self.sampler.pick_of(self.name, input)
+        sampler = self.sampler.side
+        if sampler.picks_late(self.name, input):
+            pick = sampler.pick_of(self.name, input)
             product = not self.without_product
             return LateLinearFunction.apply(input, self.weight, self.bias, pick, product)
-        sampled = self.sampler.sample_rows(self.name, input)
+        sampled = sampler.sample_rows(self.name, input)
         if sampled is None:
             return F.linear(input, self.weight, self.bias)
         return SampledLinearFunction.apply(input, self.weight, self.bias, sampled)

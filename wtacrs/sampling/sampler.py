@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,14 +13,16 @@ from torch.utils.weak import TensorWeakRef
 
 from wtacrs.config import SamplingConfig
 from wtacrs.randomness import Randomness
-from wtacrs.sampling.batch import ONE_MASK_FOR_TWO, Facts, ForwardPass, Mask, Passes, Reported
+from wtacrs.sampling import operators
+from wtacrs.sampling.batch import Facts, ForwardPass, Mask, Passes, Reported, recomputes
 from wtacrs.sampling.centre import Centring
-from wtacrs.sampling.draws import Draw, LatePick, choose
+from wtacrs.sampling.draws import Draw, EarlyPick, LatePick
 from wtacrs.sampling.early import SampledRows, compute_dtype
+from wtacrs.sampling.follow import follow
 from wtacrs.sampling.grad_norms import GradNorms
 from wtacrs.sampling.history import History
-from wtacrs.sampling.known import known_rows
 from wtacrs.sampling.select import rows_kept
+from wtacrs.sampling.traced import TracedSampler
 
 
 class Sampler:
@@ -60,18 +61,16 @@ class Sampler:
         self._history = History(self.grad_norms)
         self._passes = Passes()
         self.late: set[str] = set()
-        self._told = self._recomputed = False
+        self._told = False
         self._handles: list[Any] = []
         self._reads_two_sequences = False
+        self.traced = TracedSampler(operators.handle_of(self), config)
 
     def follow(self, model: nn.Module) -> None:
         """Notice, by hooks, when ``model`` is called and returns."""
         config = getattr(model, "config", None)
         self._reads_two_sequences = bool(getattr(config, "is_encoder_decoder", False))
-        self._handles = [
-            model.register_forward_pre_hook(self._called),
-            model.register_forward_hook(self._returned, always_call=True),
-        ]
+        self._handles = follow(self, model)
 
     def unfollow(self) -> None:
         """Remove the hooks of ``follow``."""
@@ -101,8 +100,7 @@ class Sampler:
         self.settle()
         self._history.raise_for_leaks(wait=False)
         facts = Facts(sample_ids, mask)
-        if isinstance(mask, Tensor) and self._reads_two_sequences:
-            raise ValueError(ONE_MASK_FOR_TWO)
+        facts.check_masks(self._reads_two_sequences)
         if facts.sample_ids is not None:
             self.grad_norms.check_ids(facts.sample_ids)
             for one in facts.masks():
@@ -110,57 +108,66 @@ class Sampler:
         self._begin(facts)
         self._told = True
 
+    def trains(self, model: nn.Module) -> bool:
+        """Whether ``model`` is called for a training pass."""
+        return model.training and torch.is_grad_enabled() and not recomputes()
+
     def expects_facts(self, model: nn.Module) -> bool:
         """Whether ``model`` is called for a training pass of which nothing was told."""
-        return _is_training_pass(model) and not self._told
+        return self.trains(model) and not self._told
 
-    def _begin(self, facts: Facts) -> ForwardPass:
+    def _begin(self, facts: Facts, alone: bool = False) -> ForwardPass:
         self.settle()
-        return self._passes.begin(facts)
+        return self._passes.begin(facts, alone)
 
-    def _called(self, model: nn.Module, args: Any) -> None:
-        if not _is_training_pass(model):
-            return
-        if not self._told:
-            self._begin(Facts())
-        if self.rows_seen == 0:
-            self._warn_if_nothing_trains(model)
+    @property
+    def passes(self) -> Passes:
+        """The forward passes of the model that are remembered."""
+        return self._passes
 
-    def _returned(self, model: nn.Module, args: Any, output: Any) -> None:
-        if _is_training_pass(model):
+    @property
+    def side(self) -> Sampler | TracedSampler:
+        """Whom layers and hooks talk to: this sampler, or what stands for it in a graph."""
+        return self.traced if torch.compiler.is_compiling() else self
+
+    def begin_batch(self, facts: Facts) -> None:
+        """In a graph: the model is called. ``facts`` count if nothing was told before."""
+        if not self._told and not recomputes():
+            self.start_batch(facts.sample_ids, facts.mask)
+
+    def end_batch(self) -> None:
+        """The model returns."""
+        if not recomputes():
             self._told = False
             self._passes.end()
-
-    def _warn_if_nothing_trains(self, model: nn.Module) -> None:
-        mine = [m for m in model.modules() if getattr(m, "sampler", None) is self]
-        if not any(m.weight.requires_grad for m in mine):
-            warnings.warn(
-                f"none of the {len(self.names)} sampled layers is trainable any more. If adapters "
-                "came after sampling (get_peft_model), undo it and sample again, after them",
-                stacklevel=2,
-            )
 
     def picks_late(self, name: str, x: Tensor) -> bool:
         """Whether layer ``name`` picks in the backward pass, where ``x`` is then: recomputed, or
         kept whole by a norm."""
-        late = self._recomputed or getattr(x.grad_fn, "keeps_output", False)
+        late = self.traced.picks_late(name, x)
         (self.late.add if late else self.late.discard)(name)
         return late
 
     @contextmanager
     def recomputed(self) -> Iterator[None]:
         """What runs in this context is computed again in the backward pass, or is there already."""
-        before, self._recomputed = self._recomputed, True
+        before, self.traced.recomputed = self.traced.recomputed, True
         try:
             yield
         finally:
-            self._recomputed = before
+            self.traced.recomputed = before
 
     def pick_of(self, name: str, x: Tensor) -> LatePick:
         """What picks rows of ``x`` (..., i) for layer ``name`` in the backward pass."""
-        b, t = (x.shape[:-2].numel(), x.shape[-2]) if x.dim() > 2 else (x.shape[:-1].numel(), 1)
-        drawn_by = self.config, self.centring, self.generator(x.device)
-        return LatePick(*drawn_by, name, b, t, compute_dtype(x))
+        t = x.shape[-2] if x.dim() > 2 else 1
+        return self.late_pick(name, x.device, t, compute_dtype(x))
+
+    def late_pick(self, name: str, device: torch.device, t: int, dtype: torch.dtype) -> LatePick:
+        """What picks rows for layer ``name``, ``t`` to a sample, for products in ``dtype``."""
+        of = self._passes.current()
+        slots = None if of is None else of.slots
+        drawn_by = self.config, self.centring, self.generator(device), slots
+        return LatePick(*drawn_by, name, t, dtype)
 
     @torch.no_grad()
     def sample_rows(self, name: str, x: Tensor) -> SampledRows | None:
@@ -175,7 +182,7 @@ class Sampler:
         self.rows_kept += flat.shape[0] if exact else k
         if exact:
             return None
-        of = self._passes.current() or self._begin(Facts())
+        of = self._passes.current() or self._begin(Facts(), alone=True)
         # Autocast off: with it, centred rows would be subtracted from in low precision.
         dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -183,30 +190,20 @@ class Sampler:
             if shared is not None and shared.serves(x, dtype, name):
                 rows = shared.rows_of(flat)
             else:
-                shared, rows = self._draw(name, x, flat, k, dtype, of)
+                shared, rows = self.draw(name, x, dtype)
                 of.inputs[x] = shared
         shared.readers.add(name)
         return SampledRows(rows, shared.kept, partial(shared.reported.take, name))
 
-    def _draw(
-        self, name: str, x: Tensor, flat: Tensor, k: int, dtype: torch.dtype, of: ForwardPass
-    ) -> tuple[Draw, Tensor]:
+    def draw(self, name: str, x: Tensor, dtype: torch.dtype) -> tuple[Draw, Tensor]:
+        """A draw for layer ``name``, the first that reads ``x`` (..., i), and the rows."""
+        of = self._passes.current() or self._begin(Facts(), alone=True)
         facts = of.facts.rows_of(name, x.shape)
         if facts.sample_ids is not None:
             self.grad_norms.check_length(facts.t)
         self.grad_norms.expect(name)
-        floor, centred = self.config.floor, self.centring.kind != "none"
-        known = known_rows(of, facts, x.device, self.grad_norms, floor, centred)
-        (n, i), c = flat.shape, known.classes.shape[1]
-        q = self.centring.size(n, i, c, k)
-        k -= self.centring.cost(n, i, q)
-        place, split = self.grad_norms.place(name), None
-        norms, squares = known.norms(place), known.squared_norms(place)
-        if q > 0:
-            split = self.centring.split(name, flat, known.classes, squares, dtype)
-        generator, estimator = self.generator(x.device), self.config.estimator
-        kept, rows = choose(estimator, flat, split, norms, known.even, floor, k, dtype, generator)
-        basis = None if split is None else split.basis
+        drawn_by = self.config, self.centring, self.grad_norms, self.generator(x.device)
+        kept, basis, rows = EarlyPick(*drawn_by)(name, x, dtype, facts, of)
         reported = Reported(name, facts, of)
         return Draw(x._version, dtype, kept, TensorWeakRef(rows), basis, reported), rows
 
@@ -244,7 +241,6 @@ class Sampler:
         self.settle()
         return {**self.__dict__, "_passes": Passes(), "_told": False}
 
-
-def _is_training_pass(model: nn.Module) -> bool:
-    recomputes = torch._C._current_graph_task_id() != -1
-    return model.training and torch.is_grad_enabled() and not recomputes
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.traced = TracedSampler(operators.handle_of(self), self.config)

@@ -9,6 +9,7 @@ from wtacrs.randomness import fresh_generator
 from wtacrs.sampling.estimators import (
     ESTIMATORS,
     Selection,
+    Slots,
     check_estimator,
     pps,
     wtacrs,
@@ -31,7 +32,13 @@ def normalise(weights: Tensor) -> Tensor:
     return (weights.double() / total).to(weights.dtype)
 
 
-def draw(estimator: str, weights: Tensor, k: int, generator: torch.Generator) -> Selection:
+def draw(
+    estimator: str,
+    weights: Tensor,
+    k: int,
+    generator: torch.Generator,
+    slots: Slots | None = None,
+) -> Selection:
     """``select`` without its checks: no synchronisation, and NaN passes through to the scales.
 
     Where k reaches the number of rows of weight > 0, any estimator keeps just those, at scale 1,
@@ -44,7 +51,7 @@ def draw(estimator: str, weights: Tensor, k: int, generator: torch.Generator) ->
     function = ESTIMATORS[estimator]
     # Sums of float32 numbers are exact in float64; of float64 they are not, and ties may break.
     if function in SELF_CONTAINED and (function is pps or weights.dtype != torch.float64):
-        return function(weights, k, generator)
+        return function(weights, k, generator, slots)
     probabilities = normalise(weights)
     drawn = function(probabilities, k, generator)
     top = torch.topk(probabilities, k, sorted=False)
