@@ -41,7 +41,11 @@ def typed(root: type[T], node: DictConfig) -> T:
         content = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
-    return build(root, cast(dict[str, Any], content))
+    asked = cast(dict[str, Any], content)
+    config = build(root, asked)
+    if config.estimator.name != asked["estimator"]["name"]:
+        print(f"memory={config.memory.name} samples no linear layer: the estimator is full")
+    return config
 
 
 def compose(root: type[T], overrides: Sequence[str] = ()) -> T:

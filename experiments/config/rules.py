@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from operator import ge, gt, le
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -50,22 +51,14 @@ def check_range(
     least: float | None = None,
     *,
     above: float | None = None,
-    below: float | None = None,
     most: float | None = None,
     remedy: str = "",
 ) -> None:
     """Within the bounds that are given."""
-    limits = [
-        (above is None or value > (above or 0), f"above {above:g}" if above is not None else ""),
-        (
-            least is None or value >= (least or 0),
-            f"at least {least:g}" if least is not None else "",
-        ),
-        (below is None or value < (below or 0), f"below {below:g}" if below is not None else ""),
-        (most is None or value <= (most or 0), f"at most {most}" if most is not None else ""),
-    ]
-    if not all(holds for holds, _ in limits):
-        rule = " and ".join(text for _, text in limits if text)
+    bounds = ("above", above, gt), ("at least", least, ge), ("at most", most, le)
+    given = [(word, bound, holds) for word, bound, holds in bounds if bound is not None]
+    if not all(holds(value, bound) for _, bound, holds in given):
+        rule = " and ".join(f"{word} {bound}" for word, bound, _ in given)
         raise wrong(key, value, f"must be {rule}{remedy and '; ' + remedy}")
 
 

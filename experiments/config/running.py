@@ -76,8 +76,8 @@ class MeasureConfig:
             return
         for key in probing:
             if not getattr(self, key):
-                raise wrong(f"measure.{key}", getattr(self, key), "probes nothing; give at least "
-                            "one, or measure=default")  # fmt: skip
+                rule = "probes nothing; give at least one, or measure=default"
+                raise wrong(f"measure.{key}", getattr(self, key), rule)
             check_distinct(f"measure.{key}", getattr(self, key))
         if self.alone:
             raise wrong("measure.alone", True, "trains nothing, so there is nothing to probe")
@@ -111,7 +111,7 @@ def check_method(method: str, plugins: tuple[str, ...]) -> str:
     """Check "pps" or "pps/lowrank"; returns what it centres."""
     estimator, _, centre = method.partition("/")
     if (estimator not in ESTIMATORS[1:] and not plugins) or (centre or "none") not in CENTRES:
-        raise wrong("measure.methods", method, f"is unknown; give an estimator "
-                    f"({', '.join(ESTIMATORS[1:])}), or one with what it centres "
-                    f"({', '.join(CENTRES)}), say pps/classes")  # fmt: skip
+        estimators, centres = ", ".join(ESTIMATORS[1:]), ", ".join(CENTRES)
+        rule = f"is unknown; give an estimator ({estimators}), or one with what it centres"
+        raise wrong("measure.methods", method, f"{rule} ({centres}), say pps/classes")
     return centre or "none"

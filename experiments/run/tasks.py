@@ -1,10 +1,8 @@
 """A task's config -> tokenised training and validation sets.
 
-Where the data come from is said in the config and nowhere else: `source: digits` is inside
-scikit-learn; `source: glue` is a folder in the standard GLUE layout when `data_dir` is given and
-the hub when it is not. What a file looks like is data too: a new task is a new YAML file. A row
-that the reader does not understand stops the run with its path and line, because a row skipped or
-guessed would change every number in the table without a trace.
+Where the data come from is said in the config and nowhere else. A row that the reader does not
+understand stops the run with its path and line, because a row skipped or guessed would change
+every number in the table without a trace.
 """
 
 from __future__ import annotations
@@ -53,8 +51,8 @@ def load_task(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None, seed:
 
     `tokenizer` may be None for digits, whose pixels are their own token ids. `sample_ids` is a
     row's position 0..N-1 in the training set used. With `max_train_rows` below the file's rows,
-    that set is the first rows of one fixed shuffle: subsets are nested and equal between seeds.
-    So `seed` changes nothing here; it is for a task that would draw its data at random.
+    that set is the first rows of one fixed shuffle: subsets are nested and equal between seeds,
+    and `seed`, for a task that would draw its data at random, changes nothing here.
 
     Raises TaskError for settings and data that break a rule, and when the hub cannot be reached.
     """
@@ -81,17 +79,12 @@ def _check_length(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -
     if task.source == "digits":
         return
     if tokenizer is None:
-        raise TaskError(
-            f"task {task.name!r} is text, which tokenizer=None cannot read; choose a"
-            " model with a tokenizer, or task=digits."
-        )
+        raise TaskError(f"task {task.name!r} is text, which tokenizer=None cannot read.")
     sentences = len(task.text or ())
     least = max(2, tokenizer.num_special_tokens_to_add(sentences == 2) + sentences)
     if task.max_length < least:
-        raise TaskError(
-            f"task.max_length={task.max_length} must be at least {least} for task {task.name!r}"
-            f" (special tokens, one token a sentence, never below 2); set {least} or more."
-        )
+        rule = f"must be at least {least} for task {task.name!r}: special tokens and one a sentence"
+        raise TaskError(f"task.max_length={task.max_length} {rule}")
 
 
 def _read_digits() -> dict[str, _Rows]:
@@ -225,8 +218,8 @@ def _check_there(hub: HubConfig, wanted: list[str], there: list[str]) -> None:
     """Refuse a split or a column that the data set on the hub has not."""
     if missing := [name for name in wanted if name not in there]:
         raise TaskError(
-            f"hub {hub.path} {hub.name} has no {', '.join(missing)}, but {', '.join(there)}."
-            " Correct task.hub in the task's YAML file."
+            f"hub {hub.path} {hub.name} has no {', '.join(missing)}, but {', '.join(there)};"
+            " correct task.hub."
         )
 
 

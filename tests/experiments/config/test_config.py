@@ -103,6 +103,15 @@ def test_one_run(one, other):
     )
 
 
+def test_estimator_that_has_nothing_to_do_is_told(capsys):
+    assert compose(RunConfig, ["memory=checkpoint", "estimator=crs"]).estimator.name == "full"
+    told = "memory=checkpoint samples no linear layer: the estimator is full\n"
+    assert capsys.readouterr().out == told
+    compose(RunConfig, ["memory=lean", "estimator=crs"])
+    compose(RunConfig, ["estimator=full"])
+    assert capsys.readouterr().out == ""
+
+
 def test_words_are_of_a_run_that_writes_them():
     given = ["model=t5_small", "task=cola"]
     one = as_record(compose(RunConfig, given))

@@ -205,10 +205,8 @@ def test_new_model_has_the_published_size(name, model_config, monkeypatch):
         assert not model.decoder.config.use_cache
         assert model.lm_head.weight is model.shared.weight
     else:
-        mpnet = name == "mpnet_base"
-        assert type(model) is (
-            MPNetForSequenceClassification if mpnet else BertForSequenceClassification
-        )
+        bert, mpnet = BertForSequenceClassification, MPNetForSequenceClassification
+        assert type(model) is (mpnet if name == "mpnet_base" else bert)
         assert model.config.num_labels == 2
 
 
