@@ -51,7 +51,8 @@ class GatedForward(OwnForward):
         self._parts = parts
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        # A compiler chooses what is kept and what is computed again by itself.
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return type(self.module).forward(self.module, x)
         parts: Any = (name and getattr(self.module, name) for name in self._parts)
         gate, up, act, down, dropout = parts
