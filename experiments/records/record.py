@@ -62,6 +62,9 @@ def config_hash(config: dict[str, Any], without: tuple[str, ...] = ()) -> str:
         target = kept if section == "" else kept.get(section, {})
         for key in keys:
             target.pop(key, None)
+    # A text-to-text model reads and writes by these texts; they are none of a classifier's run.
+    if kept.get("model", {}).get("architecture", {}).get("model_type") != "t5":
+        kept.get("task", {}).pop("text_to_text", None)
     for section, defaults in DEFAULTS.items():
         target = kept.get(section, {})
         for key, default in defaults.items():

@@ -43,6 +43,17 @@ def load_tokenizer(config: Any) -> PreTrainedTokenizerBase | None:
     return _from_pretrained(AutoTokenizer, config)
 
 
+def load_architecture(config: Any) -> PreTrainedConfig:
+    """The model's config alone: its type and sizes.
+
+    Raises:
+        ModelError: as ``load_model``.
+    """
+    if config.source == "scratch":
+        return AutoConfig.for_model(config.path, **config.config)
+    return _from_pretrained(AutoConfig, config)
+
+
 def load_model(config: Any, num_labels: int, regression: bool) -> PreTrainedModel:
     """A model in float32 that is ready to be trained, in the way of its type.
 
@@ -56,15 +67,26 @@ def load_model(config: Any, num_labels: int, regression: bool) -> PreTrainedMode
         regression: mean squared error in place of cross entropy.
 
     Raises:
-        ModelError: unknown source, package not installed, hub out of reach, folder incomplete.
+        ModelError: unknown source, package not installed, hub out of reach, folder incomplete, a
+            trained head for another number of labels.
     """
     _be_quiet()
     problem = "regression" if regression else "single_label_classification"
     head = {"num_labels": num_labels, "problem_type": problem}
+    architecture = load_architecture(config)
     if config.source == "scratch":
-        return _new(AutoConfig.for_model(config.path, **config.config), head)
-    loader, settings = _loader(_from_pretrained(AutoConfig, config), head)
-    return _from_pretrained(loader, config, dtype=torch.float32, **config.config, **settings)
+        return _new(architecture, head)
+    loader, settings = _loader(architecture, head)
+    try:
+        return _from_pretrained(loader, config, dtype=torch.float32, **config.config, **settings)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ModelError(
+            f"model={config.name}: {config.path} has a head of another size than the task's "
+            f"{num_labels} output{'s' if num_labels > 1 else ', a score'}; give one that was saved "
+            "without a head, or with one for as many labels"
+        ) from error
 
 
 def new_model(config: Any) -> PreTrainedModel:
@@ -119,7 +141,8 @@ def _be_quiet() -> None:
 def _from_pretrained(loader: Any, config: Any, **kwargs: Any) -> Any:
     if config.source == "package":
         return loader.from_pretrained(_package_folder(config), **kwargs)
-    if config.source == "folder":
+    here = config.source == "hub" and Path(config.path).expanduser().is_dir()
+    if config.source == "folder" or here:
         return _from_folder(loader, config, **kwargs)
     if config.source != "hub":
         raise ModelError(

@@ -10,9 +10,7 @@ guessed would change every number in the table without a trace.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,8 @@ from datasets import Dataset
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from experiments.errors import UserError
-
-Task = Mapping[str, Any]
-
-
-class TaskError(UserError):
-    """A task's data or settings cannot be used; the message says which, why, and what to do."""
+from experiments.run.glue import Rows, Task, TaskError, read_file, read_label
+from experiments.run.metrics import CLASSIFICATION, REGRESSION
 
 
 @dataclass(frozen=True)
@@ -42,16 +35,13 @@ class TaskData:
     max_tokens: int  # of the longest training row, after truncation
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows before tokenisation: `inputs` are sentences (one or two a row) or pixel tokens."""
-
-    inputs: list[list[Any]]
-    labels: list[Any]
-
-
-def load_task(config: Task, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> TaskData:
+def load_task(
+    config: Task, tokenizer: PreTrainedTokenizerBase | None, seed: int, text: str | None = None
+) -> TaskData:
     """Read, check, cut and tokenise the task of the config node `task`.
+
+    With `text`, say "rte sentence1: {0} sentence2: {1}", the sentences of a row are put into it and
+    tokenised as one.
 
     `tokenizer` may be None for digits, whose pixels are their own token ids. `sample_ids` is a
     row's position 0..N-1 in the training set used. With `max_train_rows` below the file's rows,
@@ -68,6 +58,8 @@ def load_task(config: Task, tokenizer: PreTrainedTokenizerBase | None, seed: int
         splits = _read_folder(task)
     else:
         splits = _read_hub(task)
+    if text is not None:
+        splits = {name: _as_text(rows, text) for name, rows in splits.items()}
     train = _encode(_subset(splits.pop("train"), task["max_train_rows"]), task, tokenizer)
     train = train.add_column("sample_ids", np.arange(len(train)))
     return TaskData(
@@ -87,6 +79,13 @@ def _check_settings(task: Task, tokenizer: PreTrainedTokenizerBase | None) -> No
         raise TaskError(
             f"task.max_train_rows={rows!r} must be an integer >= 1; null takes every row."
         )
+    known, what = (CLASSIFICATION, "a class") if task["labels"] else (REGRESSION, "a score")
+    for name in task["metrics"]:
+        if name not in known:
+            raise TaskError(
+                f"task.metrics: {name!r} is none for task {task['name']!r}, whose label is {what};"
+                f" choose from {', '.join(known)}."
+            )
     if task["source"] == "glue":
         if tokenizer is None:
             raise TaskError(
@@ -103,7 +102,7 @@ def _check_settings(task: Task, tokenizer: PreTrainedTokenizerBase | None) -> No
         )
 
 
-def _read_digits() -> dict[str, _Rows]:
+def _read_digits() -> dict[str, Rows]:
     """64 pixels 0..16 as token ids, split 80/20 by one fixed stratified draw."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -112,12 +111,12 @@ def _read_digits() -> dict[str, _Rows]:
     x, y = digits.data.astype(np.int64), digits.target  # (1797, 64), (1797,)
     x, x_held, y, y_held = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
     return {
-        "train": _Rows(x.tolist(), y.tolist()),
-        "validation": _Rows(x_held.tolist(), y_held.tolist()),
+        "train": Rows(x.tolist(), y.tolist()),
+        "validation": Rows(x_held.tolist(), y_held.tolist()),
     }
 
 
-def _read_folder(task: Task) -> dict[str, _Rows]:
+def _read_folder(task: Task) -> dict[str, Rows]:
     root = Path(task["data_dir"]).expanduser()
     if not task["data_dir"] or not root.is_dir():
         raise TaskError(
@@ -132,76 +131,10 @@ def _read_folder(task: Task) -> dict[str, _Rows]:
                 f"{path} is missing, and task {task['name']!r} needs it; {path.parent} holds:"
                 f" {there}. Put it there, or set task.data_dir=null to read from the hub."
             )
-    return {split: _read_file(folder / name, task, split) for split, name in task["files"].items()}
+    return {split: read_file(folder / name, task, split) for split, name in task["files"].items()}
 
 
-def _read_file(path: Path, task: Task, split: str) -> _Rows:
-    width = task["columns"]
-    lines = _lines(path, width if isinstance(width, int) else width[split])
-    for where, cells in islice(lines, 1 if task["header"] else 0):
-        _check_header(task, cells, where)
-    rows = _Rows([], [])
-    for where, cells in lines:
-        rows.inputs.append([cells[column] for column in task["text"]])
-        rows.labels.append(_label(task, cells[task["label"]], where))
-    if not rows.labels:
-        raise TaskError(f"{path} has no rows; a task needs at least one. Restore the file.")
-    return rows
-
-
-def _lines(path: Path, width: int) -> Iterator[tuple[str, list[str]]]:
-    """Each line's "path:line" and cells; a quotation mark is a plain character in GLUE."""
-    # As bytes, since text mode would break a row at a lone "\r" too.
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            where = f"{path}:{number}"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise TaskError(f"{where}: {error}; save the file as UTF-8.") from error
-            cells = line.removesuffix("\n").removesuffix("\r").split("\t")
-            if len(cells) != width:
-                raise TaskError(
-                    f"{where}: {len(cells)} tab-separated columns, this file must have {width}"
-                    f" (line begins {line[:60]!r}). Repair the row or download the file anew."
-                )
-            yield where, cells
-
-
-def _check_header(task: Task, cells: list[str], where: str) -> None:
-    """Refuse a first line that is a row, which skipping the header would lose without a word."""
-    try:
-        _label(task, cells[task["label"]], where)
-    except TaskError:
-        return
-    raise TaskError(
-        f"{where}: the first line must be a header, but its label column holds"
-        f" {cells[task['label']]!r}. Add the header line, or set task.header=false."
-    )
-
-
-def _label(task: Task, value: str | float, where: str) -> int | float:
-    """The model's label for a cell, which is a string in a file and a number on the hub."""
-    labels = task["labels"]
-    if labels is None:
-        low, high = task["score_range"]
-        try:
-            score = float(value)
-        except (TypeError, ValueError):
-            score = float("nan")
-        if low <= score <= high:  # false for nan
-            return score
-        rule = f"score {value!r} must be a number from {low} to {high}"
-    else:
-        if value in labels:
-            return labels.index(value)
-        if isinstance(value, int) and 0 <= value < len(labels):
-            return value
-        rule = f"label {value!r} must be one of {labels}"
-    raise TaskError(f"{where}: {rule}. Repair the row or correct the task's YAML file.")
-
-
-def _read_hub(task: Task) -> dict[str, _Rows]:
+def _read_hub(task: Task) -> dict[str, Rows]:
     from datasets import load_dataset
 
     hub = task["hub"]
@@ -216,23 +149,33 @@ def _read_hub(task: Task) -> dict[str, _Rows]:
         ) from error
     splits = {}
     for split in task["files"]:
-        table = loaded[hub.get("splits", {}).get(split, split)]
+        name = hub.get("splits", {}).get(split, split)
+        if name not in loaded or len(loaded[name]) == 0:
+            raise TaskError(
+                f"hub {hub['path']} {hub['name']}: the split {name!r} is missing or empty, and task"
+                f" {task['name']!r} needs it; correct task.hub, or give task.data_dir."
+            )
+        table = loaded[name]
         sentences = zip(*(table[column] for column in hub["text"]), strict=True)
         where = f"hub {hub['path']} {hub['name']} {split}"
-        labels = [_label(task, label, f"{where}:{i}") for i, label in enumerate(table["label"])]
-        splits[split] = _Rows([list(pair) for pair in sentences], labels)
+        labels = [read_label(task, label, f"{where}:{i}") for i, label in enumerate(table["label"])]
+        splits[split] = Rows([list(pair) for pair in sentences], labels)
     return splits
 
 
-def _subset(rows: _Rows, most: int | None) -> _Rows:
+def _subset(rows: Rows, most: int | None) -> Rows:
     if most is None or most >= len(rows.labels):
         return rows
     # RandomState, not default_rng: numpy promises that only the former's stream never changes.
     kept = np.random.RandomState(0).permutation(len(rows.labels))[:most]
-    return _Rows([rows.inputs[i] for i in kept], [rows.labels[i] for i in kept])
+    return Rows([rows.inputs[i] for i in kept], [rows.labels[i] for i in kept])
 
 
-def _encode(rows: _Rows, task: Task, tokenizer: PreTrainedTokenizerBase | None) -> Dataset:
+def _as_text(rows: Rows, text: str) -> Rows:
+    return Rows([[text.format(*sentences)] for sentences in rows.inputs], rows.labels)
+
+
+def _encode(rows: Rows, task: Task, tokenizer: PreTrainedTokenizerBase | None) -> Dataset:
     length = task["max_length"]
     columns: dict[str, list[Any]] = defaultdict(list)
     if task["source"] == "digits":
