@@ -137,7 +137,12 @@ def rows_of(tmp_path):
     ],
 )
 def test_tiny_t5_overfits_real_rows(name, metric, least, rows_of, make_config):
-    steps = ("training.max_steps=160", "training.learning_rate=3e-3", "training.batch_size=16")
-    plain = ("estimator=full", "task.max_length=48", "measure.memory=false")
+    steps = ("training.max_steps=160", "training.learning_rate=2e-3", "training.batch_size=16")
+    plain = (
+        "estimator=full",
+        "task.max_length=48",
+        "task.max_train_rows=1280",
+        "measure.memory=false",
+    )
     record = run(make_config(*rows_of(name), *steps, *plain))
     assert record.metrics["per_epoch"][-1][metric] >= least
