@@ -12,9 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from experiments.errors import UserError
+from experiments.run.lst import ladder_
 from wtacrs import Sampler, SamplingConfig
 
-METHODS = ("full", "lora")
+METHODS = ("full", "lora", "lst")
 
 
 def check_tuning(config: Any) -> None:
@@ -24,8 +25,10 @@ def check_tuning(config: Any) -> None:
         UserError: an unknown method, or a number outside its rule.
     """
     if config.name not in METHODS:
-        raise UserError(f"tuning={config.name!r} is unknown; choose {' or '.join(METHODS)}")
-    if config.name == "full":
+        raise UserError(f"tuning={config.name!r} is unknown; choose {', '.join(METHODS)}")
+    if config.name == "lst" and (type(config.reduction) is not int or config.reduction < 1):
+        raise UserError(f"tuning.reduction={config.reduction!r} must be an integer >= 1")
+    if config.name != "lora":
         return
     if type(config.rank) is not int or config.rank < 1:
         raise UserError(f"tuning.rank={config.rank!r} must be an integer >= 1")
@@ -39,21 +42,25 @@ def tune(model: PreTrainedModel, config: Any) -> None:
     """Prepare ``model`` in place for the group ``tuning``. Full tuning leaves it as it is.
 
     LoRA freezes it, but for a new head, and adds trainable matrices A and B to the linear layers
-    that ``targets`` names. The model stays the object that it was.
+    that ``targets`` names; LST freezes it and puts a small network beside it (``lst``). The model
+    stays the object that it was.
 
     Raises:
-        UserError: no targets for this type of model, or one that names no linear layer.
+        UserError: no targets for this type of model, or one that names no linear layer; no ladder.
     """
     if config.name == "full":
         return
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=lora_targets(model, config),
-    )
-    # Injected, not wrapped: the names of layers, the Trainer and the hooks see the model itself.
-    inject_adapter_in_model(lora, model)
+    if config.name == "lst":
+        ladder_(model, config.reduction)
+    else:
+        lora = LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=lora_targets(model, config),
+        )
+        # Injected, not wrapped: names of layers, the Trainer and the hooks see the model itself.
+        inject_adapter_in_model(lora, model)
     for parameter in new_head(model):
         parameter.requires_grad_(True)
 

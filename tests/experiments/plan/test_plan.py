@@ -46,6 +46,9 @@ METHODS = {
     "t5-leanest": (*T5, "memory=leanest"),
     "t5-checkpoint": (*T5, "memory=checkpoint"),
     "t5-paper-lora": (*T5, "memory=paper", "tuning=lora"),
+    "bert-lst": (*BERT, "memory=plain", "tuning=lst"),
+    "t5-lst": (*T5, "memory=plain", "tuning=lst"),
+    "t5-lst-linear": (*T5, "memory=linear", "tuning=lst"),
 }
 
 

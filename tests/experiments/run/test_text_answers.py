@@ -98,7 +98,7 @@ def word_tokenizer(texts):
 
 @pytest.fixture
 def rows_of(tmp_path):
-    """Factory: the overrides for 64 real rows of a task, to train on (20 times an epoch) and test."""
+    """Factory: the overrides for 64 real rows of a task: to train, 20 times an epoch, and test."""
 
     def make(name):
         config = task(name)

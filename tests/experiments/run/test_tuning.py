@@ -164,7 +164,7 @@ def test_resumed_lora_run_is_the_same_run(make_config, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("tuning.name=prefix", "tuning='prefix' is unknown; choose full or lora"),
+        ("tuning.name=prefix", "tuning='prefix' is unknown; choose full, lora, lst"),
         ("tuning.rank=0", "tuning.rank=0 must be an integer >= 1"),
         ("tuning.rank=1.5", "tuning.rank=1.5 must be an integer"),
         ("tuning.alpha=0", "tuning.alpha=0 must be a number above 0"),
