@@ -116,7 +116,27 @@ def _read_digits() -> dict[str, Rows]:
     }
 
 
-def _read_folder(task: Task) -> dict[str, Rows]:
+def check_source(task: Task) -> None:
+    """Whether the task's files lie in its folder, or the hub knows it; nothing is read.
+
+    Raises TaskError if not.
+    """
+    if task["source"] == "digits":
+        return
+    if task["data_dir"] is not None:
+        _folder(task)
+        return
+    from datasets import load_dataset_builder
+
+    hub = task["hub"]
+    try:
+        load_dataset_builder(hub["path"], hub["name"])
+    except Exception as error:  # as in _read_hub
+        raise TaskError(_out_of_reach(task, error)) from error
+
+
+def _folder(task: Task) -> Path:
+    """The task's folder, in which all of its files are."""
     root = Path(task["data_dir"]).expanduser()
     if not task["data_dir"] or not root.is_dir():
         raise TaskError(
@@ -131,6 +151,11 @@ def _read_folder(task: Task) -> dict[str, Rows]:
                 f"{path} is missing, and task {task['name']!r} needs it; {path.parent} holds:"
                 f" {there}. Put it there, or set task.data_dir=null to read from the hub."
             )
+    return folder
+
+
+def _read_folder(task: Task) -> dict[str, Rows]:
+    folder = _folder(task)
     return {split: read_file(folder / name, task, split) for split, name in task["files"].items()}
 
 
@@ -141,12 +166,7 @@ def _read_hub(task: Task) -> dict[str, Rows]:
     try:
         loaded = load_dataset(hub["path"], hub["name"])
     except Exception as error:  # offline, proxies, timeouts, gated: each has a class of its own
-        raise TaskError(
-            f"task {task['name']!r} could not be loaded from the hub ({hub['path']},"
-            f" {hub['name']}): {type(error).__name__}: {error}. Give a folder in the GLUE layout"
-            " with task.data_dir=..., or name it in the environment variable GLUE_DIR, or run"
-            " experiment=demo, which needs no download."
-        ) from error
+        raise TaskError(_out_of_reach(task, error)) from error
     splits = {}
     for split in task["files"]:
         name = hub.get("splits", {}).get(split, split)
@@ -161,6 +181,15 @@ def _read_hub(task: Task) -> dict[str, Rows]:
         labels = [read_label(task, label, f"{where}:{i}") for i, label in enumerate(table["label"])]
         splits[split] = Rows([list(pair) for pair in sentences], labels)
     return splits
+
+
+def _out_of_reach(task: Task, error: Exception) -> str:
+    return (
+        f"task {task['name']!r} could not be loaded from the hub ({task['hub']['path']},"
+        f" {task['hub']['name']}): {type(error).__name__}: {error}. Give a folder in the GLUE"
+        " layout with task.data_dir=..., or name it in the environment variable GLUE_DIR, or run"
+        " experiment=demo, which needs no download."
+    )
 
 
 def _subset(rows: Rows, most: int | None) -> Rows:
