@@ -62,6 +62,12 @@ def planned_batches(
     return _recorded("batches", overrides, folder, overwrite, make)
 
 
+def kept_step(overrides: Sequence[str], folder: Path) -> Record | None:
+    """What ``planned_step`` has recorded, or None; nothing is planned."""
+    path = _file("step", overrides, folder)[1]
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def kept_batches(overrides: Sequence[str], folder: Path) -> Record | None:
     """What ``planned_batches`` has recorded, or None; nothing is planned."""
     path = _file("batches", overrides, folder)[1]
