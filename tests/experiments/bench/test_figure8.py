@@ -28,7 +28,9 @@ def test_sizes():
     assert figure8.sizes(11) == [1, 2, 4, 8, 11]
 
 
-def test_record(tmp_path, capsys):
+def test_record(tmp_path, monkeypatch):
+    few = {name: figure8.METHODS[name] for name in ("full", "WTA-CRS@0.3")}
+    monkeypatch.setattr(figure8, "METHODS", few)
     given = [*TINY, "--pairs", "1", "--reference", "1", "--output", str(tmp_path)]
     assert figure8.main([*given, "--limit", "1MiB"]) == 0
     record = json.loads((tmp_path / "figure8-t5_small.json").read_text())
@@ -41,7 +43,7 @@ def test_record(tmp_path, capsys):
     peak = Rehearsal(figure8.setting(TINY, "WTA-CRS@0.3")).peak_bytes
     fits = largest["WTA-CRS@0.3"]
     assert peak(fits) <= 2**20 < peak(fits + 1)
-    assert largest["full"] < largest["WTA-CRS@0.3"] <= largest["WTA-CRS@0.1"]
+    assert largest["full"] < largest["WTA-CRS@0.3"]
 
 
 def test_point_is_a_ratio_of_samples_a_second(twice_as_fast):

@@ -106,8 +106,12 @@ def test_gates_are_half_open_at_first(kind):
 @each_type
 def test_backbone_keeps_nothing_but_what_the_shortcuts_read(kind):
     model, inputs = made(kind), batch(kind)
+    recording = []
+    for rung in rungs(model).values():
+        rung.backbone.register_forward_hook(lambda *_: recording.append(torch.is_grad_enabled()))
     with SavedBytes(model) as saved:
         model(**inputs).loss.backward()
+    assert recording == [False] * len(rungs(model))
     shapes = [shape for shape, _ in saved.tensors if shape]
     assert not [shape for shape in shapes if INNER in shape]
     wide = [shape for shape in shapes if shape[-1] == WIDE and math.prod(shape) == 4 * 10 * WIDE]
