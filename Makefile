@@ -6,7 +6,7 @@ DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench table figure-variance ablation centred exact deep-narrow table2 \
-	batches reports audit models test check format
+	batches table1 figure8 paper reports audit models test check format
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,28 @@ ablation: $(STAMP) ## accuracy against budget (GLUE_DIR; hours; SEEDS=0,1,2 BUDG
 	$(ABLATION) task=cola,rte budget=$(BUDGETS) \
 		estimator=uniform,crs,deterministic,wtacrs,pps estimator.center=none
 	$(PUBLISH) ablation
+
+SCALE ?= laptop
+table1: $(STAMP) ## the paper's Table 1 (GLUE_DIR; make models; a day; SCALE=paper: see TABLE1)
+	$(TABLE1_$(SCALE))
+
+# TABLE1="--tflops 60" prints the hours of the paper's runs, TABLE1=--run starts them.
+TABLE1 ?=
+TABLE1_paper = $(PY) -m experiments.plan.table1 paper --results results/table1_paper $(TABLE1)
+define TABLE1_laptop
+HF_HUB_OFFLINE=1 $(PY) -m experiments.plan.table1 laptop --results results/table1 --run
+$(PUBLISH) table1
+endef
+
+FIGURE8_laptop = bert_base t5_small
+FIGURE8_paper = t5_large t5_3b
+figure8: $(STAMP) ## samples/s against batch size until memory ends (hours, a quiet machine; SCALE=laptop|paper)
+	for model in $(FIGURE8_$(SCALE)); do \
+		HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.figure8 model=$$model --output results/bench || exit 1; done
+	$(PUBLISH) figure8
+
+paper: $(STAMP) ## Tables 1 and 2, Figure 8, error of dW, ablation: from their records; says which miss
+	$(PY) -m experiments.reports.overview
 
 exact: $(STAMP) ## losses of the presets at budget 1 against plain's; error of dW picked late (GLUE_DIR)
 	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.exactness --output results/bench

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -48,17 +48,21 @@ def new(name: str) -> nn.Module:
     return new_model(compose(PlanConfig, [f"model={name}"]).model).to(device).train()
 
 
-def training_step(model: nn.Module, b: int, handle: Handle | None = None) -> Callable[[], None]:
-    """One full training step on a batch of ``b`` random sequences of 128 tokens."""
+def training_step(
+    model: nn.Module, b: int, handle: Handle | None = None, tokens: int = 128
+) -> Callable[[], None]:
+    """One full training step on a batch of ``b`` random sequences of ``tokens`` tokens."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 20000, (b, 128), generator=generator).to(device)
+    high = min(int(cast(Any, model.config).vocab_size), 20000)
+    ids = torch.randint(min(1000, high // 2), high, (b, tokens), generator=generator).to(device)
     answer = (b, 2) if getattr(model.config, "is_encoder_decoder", False) else (b,)
     labels = torch.randint(0, 2, answer, generator=generator).to(device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     if handle is not None:
         batch["sample_ids"] = torch.arange(b)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
     def step() -> None:
         model(**batch).loss.backward()

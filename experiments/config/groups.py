@@ -16,6 +16,7 @@ from experiments.config.known import (
     NOT_SIZES,
     PRESETS,
     RECOMPUTE,
+    TUNINGS,
 )
 from experiments.config.rules import (
     check_choice,
@@ -68,21 +69,27 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig:
-    """Which parameters are trained. All but the name belong to LoRA."""
+    """Which parameters are trained. Each key but the name belongs to one tuning."""
 
     name: str
     rank: int | None = left_out()
     alpha: float | None = field(default=None, metadata={"left_out": True, "counted": True})
     dropout: float | None = left_out()
     targets: dict[str, tuple[str, ...]] | None = left_out()  # model type: last parts of names
+    reduction: int | None = left_out()  # LST's r: its side network has 1 / r of the width
 
     def __post_init__(self) -> None:
-        check_choice("tuning", self.name, ("full", "lora"))
-        for key in ("rank", "alpha", "dropout", "targets"):
-            value = getattr(self, key)
-            if (value is None) == (self.name == "lora"):
-                rule = "is needed by tuning=lora" if value is None else "is of tuning=lora alone"
-                raise wrong(f"tuning.{key}", value, rule)
+        check_choice("tuning", self.name, TUNINGS)
+        for tuning, keys in TUNINGS.items():
+            for key in keys:
+                value = getattr(self, key)
+                if (value is None) == (self.name == tuning):
+                    rule = f"is needed by tuning={tuning}"
+                    if value is not None:
+                        rule = f"is of tuning={tuning} alone"
+                    raise wrong(f"tuning.{key}", value, rule)
+        if self.reduction is not None:
+            check_range("tuning.reduction", self.reduction, 1)
         if self.rank is None or self.alpha is None or self.dropout is None:
             return
         check_range("tuning.rank", self.rank, 1)

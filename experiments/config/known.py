@@ -33,6 +33,13 @@ PRECISIONS = ("fp32", "bf16-autocast", "bf16")
 CLASSIFICATION = ("accuracy", "f1", "matthews_correlation")
 REGRESSION = ("pearson", "spearman")
 TEXT_TO_TEXT = ("t5",)  # types of models that answer in words
+LADDERS = ("t5", "bert", "mpnet")  # types of models that tuning=lst knows
+#: What trains which parameters -> its keys of the group ``tuning``.
+TUNINGS: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "lora": ("rank", "alpha", "dropout", "targets"),
+    "lst": ("reduction",),
+}
 
 #: Arguments of ``from_pretrained`` that would run or fetch something else than the config names.
 NOT_SIZES = frozenset(

@@ -14,7 +14,7 @@ from experiments.config.groups import (
     TuningConfig,
     check_estimator,
 )
-from experiments.config.known import NOTHING, PRECISIONS, TEXT_TO_TEXT
+from experiments.config.known import LADDERS, NOTHING, PRECISIONS, TEXT_TO_TEXT
 from experiments.config.rules import (
     check_budget,
     check_choice,
@@ -84,7 +84,7 @@ class RunConfig:
                 f"task={task.name} is pixels, which are no tokens of model={model.name}; choose "
                 "model=digits_tiny, or a task of text"
             )
-        if model.model_type in TEXT_TO_TEXT and (task.text_to_text is None or task.regression):
+        if model.model_type in TEXT_TO_TEXT and task.text_to_text is None:
             raise UserError(no_words(task.name))
 
     def _check_probes(self) -> None:
@@ -148,6 +148,7 @@ def _settle(config: RunConfig | PlanConfig, plugins: tuple[str, ...]) -> None:
     check_range("seed", config.seed, 0, most=2**32 - 1)
     estimator, memory, budget = config.estimator, config.memory, config.budget
     check_estimator(estimator, plugins)
+    check_ladder(config.model, config.tuning)
     if not memory.sample_linears:
         estimator = FULL
     if estimator.name == "full":
@@ -165,11 +166,21 @@ def _settle(config: RunConfig | PlanConfig, plugins: tuple[str, ...]) -> None:
         object.__setattr__(config, name, value)
 
 
+def check_ladder(model: ModelConfig, tuning: TuningConfig) -> None:
+    """LST knows the type of the model, where the config tells it."""
+    if tuning.name == "lst" and model.model_type not in (None, *LADDERS):
+        raise UserError(
+            f"tuning=lst has no ladder for model={model.name}, of type {model.model_type!r}; "
+            f"choose a model of type {', '.join(LADDERS)}, or another tuning"
+        )
+
+
 def no_words(task: str) -> str:
     """Why a text-to-text model cannot answer."""
     return (
         f"task={task} has no words for its labels, which a text-to-text model must write; give "
-        "task.text_to_text in its YAML file, or choose a model that classifies, say model=bert_base"
+        "task.text_to_text in its YAML file, as conf/task/rte.yaml has it, or choose a model that "
+        "classifies, say model=bert_base"
     )
 
 

@@ -17,6 +17,8 @@ from experiments.config.rules import (
     wrong,
 )
 
+MOST_NUMBERS = 1000  # that a regression can answer: each is tried for each row
+
 
 @dataclass(frozen=True, kw_only=True)
 class HubConfig:
@@ -117,12 +119,29 @@ class TaskConfig:
         if text.words is not None and len(text.words) != len(self.labels or ()):
             rule = f"must be a word for each of the {len(self.labels or ())} labels"
             raise wrong("task.text_to_text.words", text.words, rule)
+        if text.step is not None:
+            self._check_step(text.step)
         for i in range(2):
             if (f"{{{i}}}" in text.input) != (i < len(self.text or ())):
                 rule = (
                     "must hold {0} for the first sentence and {1} for the second, if there is one"
                 )
                 raise wrong("task.text_to_text.input", text.input, rule)
+        try:
+            text.input.format(*("",) * len(self.text or ()))
+        except (IndexError, KeyError, ValueError, AttributeError) as error:
+            rule = "has more in braces than {0} and {1}"
+            raise wrong("task.text_to_text.input", text.input, rule) from error
+
+    def _check_step(self, step: float) -> None:
+        least, largest = self.score_range or (0.0, 0.0)
+        numbers, tenths = (largest - least) / step, step * 10
+        if abs(tenths - round(tenths)) > 1e-6:
+            rule = "must be tenths: scores are written with one digit after the point"
+            raise wrong("task.text_to_text.step", step, rule)
+        if abs(numbers - round(numbers)) > 1e-6 or not 1 <= numbers <= MOST_NUMBERS:
+            rule = f"must divide task.score_range into 1 to {MOST_NUMBERS} steps"
+            raise wrong("task.text_to_text.step", step, rule)
 
     def _check_metrics(self) -> None:
         check_filled("task.metrics", self.metrics)

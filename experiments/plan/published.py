@@ -26,6 +26,7 @@ from experiments.records.store import write_json
 METHODS = {  # names of the paper's rows as the paper has them; full attends as its code does
     FULL: ("memory=plain", "memory.attention=eager"),
     "LoRA": ("memory=plain", "memory.attention=eager", "tuning=lora"),
+    "LST": ("memory=plain", "memory.attention=eager", "tuning=lst"),
     "WTA-CRS@0.3": ("memory=paper", "budget=0.3"),
     "WTA-CRS@0.1": ("memory=paper", "budget=0.1"),
     "LoRA+WTA-CRS@0.3": ("memory=paper", "budget=0.3", "tuning=lora"),

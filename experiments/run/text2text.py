@@ -1,19 +1,23 @@
-"""Classification as text to text, the way T5 is trained: the answer is a word.
+"""A task as text to text, the way T5 is trained (arXiv 1910.10683, appendix D): the answer is text.
 
-The decoder is trained to write the word of the right class. A prediction is what the logits at its
-first position say of the first token of every word, one score a class, so that the metrics of
-classifiers serve as they are. That position sees no label: its input is the start token.
+The sentences of a row become one text, "rte sentence1: ... sentence2: ...", and the decoder is
+trained to write the word of the right class, or, where the label is a score, the score as a number
+rounded to a step of 0.2: "3.8". Texts and words are in each task's YAML file. A prediction is
+the likelihood of every possible answer, all its tokens and the end: one score a class, so that the
+metrics of classifiers serve as they are; of numbers, the likeliest one. So nothing is decoded that
+is no answer, and answers may begin alike, as "3.8" and "3.6" do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, Trainer
 
 from experiments.config import TaskConfig
 from experiments.config.known import TEXT_TO_TEXT
@@ -27,66 +31,114 @@ def is_text_to_text(architecture: PreTrainedConfig | None) -> bool:
 
 
 class TextToText:
-    """A task as text: from classes to target tokens, and from logits back to scores per class.
+    """A task as text: from labels to target tokens, and from likelihoods back to predictions.
 
     Args:
-        task: the group ``task``, which has the words.
+        task: the group ``task``. Its ``text_to_text`` has ``input``, the text with {0} and {1} for
+            the sentences, and ``words``, one a class in the order of ``labels``, or ``step``, to
+            which a score of ``score_range`` is rounded.
         tokenizer: the model's.
 
     Attributes:
-        targets: the token ids of each class's word, with the end token if the tokenizer has one.
+        input: the text.
+        words: every possible answer.
+        targets: the token ids of each, with the end token if the tokenizer has one.
+        numbers: what each says, where the label is a score; else None.
 
     Raises:
-        UserError: a task without words (regression, digits), or two words with one first token.
+        UserError: a task without texts (digits), or two words that are the same to the tokenizer.
     """
 
     def __init__(self, task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        words = None if task.text_to_text is None else task.text_to_text.words
-        if words is None or tokenizer is None:
+        given = task.text_to_text
+        if given is None or tokenizer is None:
             raise UserError(no_words(task.name))
-        self.tokenizer = tokenizer
+        self.tokenizer, self.input = tokenizer, given.input
+        self.numbers = _numbers(task, given.step) if given.step is not None else None
+        self.words = [*(given.words or ())] or [f"{number:.1f}" for number in self.numbers or ()]
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        self.targets = [tokenizer(word, add_special_tokens=False).input_ids + end for word in words]
-        self.first_tokens = [target[0] for target in self.targets]
-        for i, first in enumerate(self.first_tokens):
-            if (j := self.first_tokens.index(first)) < i:
+        self.targets = [
+            tokenizer(word, add_special_tokens=False).input_ids + end for word in self.words
+        ]
+        for i, target in enumerate(self.targets):
+            if (j := self.targets.index(target)) < i:
                 raise UserError(
-                    f"task={task.name}: the words {words[j]!r} and {words[i]!r} begin with the "
-                    f"same token {tokenizer.convert_ids_to_tokens(first)!r}, so the first token "
-                    "cannot tell them apart; choose others in task.text_to_text.words"
+                    f"task={task.name}: the words {self.words[j]!r} and {self.words[i]!r} are the "
+                    f"same tokens {tokenizer.convert_ids_to_tokens(target)}, so a model cannot "
+                    "tell them apart; choose others in task.text_to_text.words"
                 )
+
+    def answer(self, label: float) -> int:
+        """The index of the answer to a row with this label: its class, or the nearest number."""
+        if (numbers := self.numbers) is None:
+            return int(label)
+        return min(range(len(numbers)), key=lambda i: abs(numbers[i] - label))
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """A batch: input_ids and attention_mask (b, t), labels (b, target tokens), -100 for none.
 
-        Sample ids (b,) come along where the rows have them.
+        Training rows bring their sample ids (b,); those of an evaluation, which have none, the
+        labels as they are (b,), under ``answers``.
         """
         inputs = [{key: row[key] for key in ("input_ids", "attention_mask")} for row in rows]
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
-        targets = [torch.tensor(self.targets[row["labels"]]) for row in rows]
+        targets = [torch.tensor(self.targets[self.answer(row["labels"])]) for row in rows]
         batch["labels"] = pad_sequence(targets, batch_first=True, padding_value=-100)
         if "sample_ids" in rows[0]:
             batch["sample_ids"] = torch.tensor([row["sample_ids"] for row in rows])
+        else:
+            batch["answers"] = torch.tensor([row["labels"] for row in rows])
         return batch
 
-    def scores(self, outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-        """(b, classes) from the model's outputs, of which the logits (b, t, vocabulary) are first.
+    @torch.no_grad()
+    def predict(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """(b, classes) log-likelihoods of the words, or (b, 1) the likeliest numbers.
 
-        For the Trainer's ``preprocess_logits_for_metrics``: the whole logits are never gathered.
+        The encoder runs once; the decoder once for each possible answer.
         """
-        return outputs[0][:, 0, self.first_tokens]
+        mask = batch["attention_mask"]
+        encoded = model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)
+        scores = []
+        for target in self.targets:
+            labels = torch.tensor([target] * len(mask), device=mask.device)
+            logits = model(encoder_outputs=encoded, attention_mask=mask, labels=labels).logits
+            loss = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+            scores.append(-loss.sum(1))
+        likelihoods = torch.stack(scores, dim=1)  # (b, answers)
+        if self.numbers is None:
+            return likelihoods
+        return torch.tensor(self.numbers, device=mask.device)[likelihoods.argmax(1)][:, None]
 
-    def classes(self, labels: np.ndarray) -> np.ndarray:
-        """(n,) classes from the collated labels (n, target tokens)."""
-        return np.array([self.first_tokens.index(first) for first in labels[:, 0]])
+
+class TextTrainer(Trainer):
+    """A Trainer that evaluates by the likelihood of answers; ``text`` is set once it is made."""
+
+    text: TextToText
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, Any, Any]:
+        inputs = self._prepare_inputs(inputs)
+        answers = inputs.pop("answers")
+        loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
+        with self.accelerator.autocast():
+            return loss, self.text.predict(model, inputs), answers
+
+
+def _numbers(task: TaskConfig, step: float) -> list[float]:
+    """The scores that can be written: multiples of the step from one end to the other."""
+    low, high = task.score_range or (0.0, 0.0)
+    return [round(low + i * step, 6) for i in range(round((high - low) / step) + 1)]
 
 
 def text_to_text(
-    model: PreTrainedModel, task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None
+    architecture: PreTrainedConfig | None,
+    task: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> TextToText | None:
-    """The task as text if ``model`` is trained so, else None.
+    """The task as text if a model of this config is trained so, else None.
 
     Raises:
         UserError: see ``TextToText``.
     """
-    return TextToText(task, tokenizer) if is_text_to_text(model.config) else None
+    return TextToText(task, tokenizer) if is_text_to_text(architecture) else None

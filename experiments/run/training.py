@@ -27,7 +27,7 @@ from experiments.config import RunConfig
 from experiments.errors import UserError
 from experiments.run import protocol
 from experiments.run.tasks import TaskData
-from experiments.run.text2text import is_text_to_text, text_to_text
+from experiments.run.text2text import TextTrainer, is_text_to_text, text_to_text
 from wtacrs.facts import IGNORED
 
 CURVE_STEPS = 10  # of a point
@@ -161,23 +161,25 @@ def build_trainer(
     callbacks: list[TrainerCallback],
 ) -> Trainer:
     """A Trainer over the task, padding each batch to its own longest sequence."""
-    names, text = list(config.task.metrics), text_to_text(model, config.task, tokenizer)
+    names = list(config.task.metrics)
+    text = text_to_text(model.config, config.task, tokenizer)
     collate: Any = pad_pixels if tokenizer is None else DataCollatorWithPadding(tokenizer)
 
     def score(p: EvalPrediction) -> dict[str, float]:
-        labels = p.label_ids if text is None else text.classes(p.label_ids)
-        return protocol.scores(names, np.asarray(p.predictions), labels)
+        return protocol.scores(names, np.asarray(p.predictions), np.asarray(p.label_ids))
 
-    trainer = Trainer(
+    kind = Trainer if text is None else TextTrainer
+    trainer = kind(
         model=model,
         args=training_arguments(config, folder),
         train_dataset=data.train,
         eval_dataset=dict(data.validation),
         data_collator=collate if text is None else text.collate,
         compute_metrics=score,
-        preprocess_logits_for_metrics=None if text is None else text.scores,
         callbacks=callbacks,
     )
+    if isinstance(trainer, TextTrainer) and text is not None:
+        trainer.text = text
     trainer.remove_callback(PrinterCallback)  # the report at the end says it all
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(LossBar)
@@ -195,7 +197,7 @@ def longest_sequence(
     Raises:
         UserError: the task cannot be put as the model needs it.
     """
-    text = text_to_text(model, config.task, tokenizer)
+    text = text_to_text(model.config, config.task, tokenizer)
     return max([data.max_tokens, *map(len, text.targets if text else [])])
 
 

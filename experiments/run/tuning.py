@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from experiments.config import PlanConfig, RunConfig, TuningConfig
 from experiments.errors import UserError
+from experiments.run.lst import ladder_
 from wtacrs import Sampler, SamplingConfig
 
 
@@ -20,13 +21,24 @@ def tune(model: PreTrainedModel, config: TuningConfig) -> None:
     """Prepare ``model`` in place for the group ``tuning``. Full tuning leaves it as it is.
 
     LoRA freezes it, but for a new head, and adds trainable matrices A and B to the linear layers
-    that ``targets`` names. The model stays the object that it was.
+    that ``targets`` names; LST freezes it and puts a small network beside it (``lst``). The model
+    stays the object that it was.
 
     Raises:
-        UserError: no targets for this type of model, or one that names no linear layer.
+        UserError: no targets for this type of model, or one that names no linear layer; no ladder.
     """
     if config.name == "full":
         return
+    if config.reduction is not None:
+        ladder_(model, config.reduction)
+    else:
+        _adapt(model, config)
+    for parameter in new_head(model):
+        parameter.requires_grad_(True)
+
+
+def _adapt(model: PreTrainedModel, config: TuningConfig) -> None:
+    """Put LoRA's matrices in."""
     assert config.rank is not None
     assert config.alpha is not None
     assert config.dropout is not None
@@ -40,8 +52,6 @@ def tune(model: PreTrainedModel, config: TuningConfig) -> None:
     )
     # Injected, not wrapped: the names of layers, the Trainer and the hooks see the model itself.
     inject_adapter_in_model(lora, model)
-    for parameter in new_head(model):
-        parameter.requires_grad_(True)
 
 
 def lora_targets(model: PreTrainedModel, config: TuningConfig) -> list[str]:

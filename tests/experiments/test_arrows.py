@@ -9,7 +9,7 @@ from experiments.config import ROOT
 
 BASE = {"config", "errors", "words"}  # what every room may use
 MAY_IMPORT = {
-    **{"config": set(), "errors": set(), "words": set()},
+    **{"config": {"errors", "words"}, "errors": set(), "words": set()},
     "records": BASE,
     "run": {*BASE, "records"},
     "plan": {*BASE, "records", "run"},

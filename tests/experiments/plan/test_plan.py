@@ -48,6 +48,9 @@ METHODS = {
     "bert-lean-autocast": (*BERT, "memory=lean", "precision=bf16-autocast"),
     "t5-eager-autocast": (*T5, "memory=plain", "memory.attention=eager", "precision=bf16-autocast"),
     "t5-paper-lora": (*T5, "memory=paper", "tuning=lora"),
+    "bert-lst": (*BERT, "memory=plain", "tuning=lst"),
+    "t5-lst": (*T5, "memory=plain", "tuning=lst"),
+    "t5-lst-linear": (*T5, "memory=linear", "tuning=lst"),
 }
 
 

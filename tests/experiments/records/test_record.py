@@ -71,6 +71,12 @@ def test_number_that_is_not_finite_is_null(number, make_record, tmp_path):
     assert written["metrics"]["per_epoch"] == [{"loss": None}]
 
 
+def test_texts_of_a_task_are_part_of_a_text_to_text_run_alone(hash_of):
+    other = 'task.text_to_text.input="{0} {1}?"'
+    assert hash_of("task=rte", "model=minilm") == hash_of("task=rte", "model=minilm", other)
+    assert hash_of("task=rte", "model=t5_small") != hash_of("task=rte", "model=t5_small", other)
+
+
 def test_name_says_what_the_run_is(make_config, tmp_path):
     config = as_record(make_config("seed=3", "estimator=crs", "budget=0.05"))
     path = record_path(config)

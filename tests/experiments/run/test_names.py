@@ -29,7 +29,7 @@ def test_a_mark_lies_beside_the_record_while_it_runs(make_config, tmp_path, monk
         (["model=bert_base", "model.path=google-bert/bert-base-uncased"], "bert_base"),
         (["model=bert_base", "model.path=some-one/roberta-x"], "roberta_x"),
         (["model=minilm", "model.source=folder", "model.path=/models/my-own v2.1/"], "my_own_v2.1"),
-        (["model=minilm", "model.source=folder", "model.path=~/tuned"], "tuned"),
+        (["model=minilm", "model.source=folder", 'model.path="~/tuned"'], "tuned"),
         (["model=minilm", "model.source=folder", "model.path=/"], "minilm"),
     ],
 )

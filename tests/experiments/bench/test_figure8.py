@@ -1,0 +1,86 @@
+"""Figure 8's measurement on a tiny model: batches to the limit, ratios that mean what they say."""
+
+import json
+
+import pytest
+import torch
+
+from experiments.bench import figure8
+from experiments.plan.rehearsal import Rehearsal
+
+TINY = [
+    *("model=t5_small", "max_length=16", "model.architecture.d_model=32"),
+    *("model.architecture.d_ff=64", "model.architecture.num_layers=1"),
+    *("model.architecture.num_decoder_layers=1", "model.architecture.num_heads=2"),
+    *("model.architecture.d_kv=16", "model.architecture.vocab_size=50"),
+]
+
+
+@pytest.fixture
+def twice_as_fast(monkeypatch):
+    """Each paired step takes half the reference's time."""
+    monkeypatch.setattr(figure8, "paired", lambda reference, step, pairs: [2.0] * pairs)
+
+
+def test_sizes():
+    assert figure8.sizes(1) == [1]
+    assert figure8.sizes(8) == [1, 2, 4, 8]
+    assert figure8.sizes(11) == [1, 2, 4, 8, 11]
+
+
+def test_record(tmp_path, monkeypatch):
+    few = {name: figure8.METHODS[name] for name in ("full", "WTA-CRS@0.3")}
+    monkeypatch.setattr(figure8, "METHODS", few)
+    given = [*TINY, "--pairs", "1", "--reference", "1", "--output", str(tmp_path)]
+    assert figure8.main([*given, "--limit", "1MiB"]) == 0
+    record = json.loads((tmp_path / "figure8-t5_small.json").read_text())
+    assert (record["limit_bytes"], record["reference_batch_size"]) == (2**20, 1)
+    assert [*record["methods"]] == [*figure8.METHODS]
+    largest = {name: found["largest_batch"] for name, found in record["methods"].items()}
+    for name, found in record["methods"].items():
+        assert [point["batch_size"] for point in found["points"]] == figure8.sizes(largest[name])
+        assert all(point["relative_samples_per_second"]["median"] > 0 for point in found["points"])
+    peak = Rehearsal(figure8.setting(TINY, "WTA-CRS@0.3")).peak_bytes
+    fits = largest["WTA-CRS@0.3"]
+    assert peak(fits) <= 2**20 < peak(fits + 1)
+    assert largest["full"] < largest["WTA-CRS@0.3"]
+
+
+def test_point_is_a_ratio_of_samples_a_second(twice_as_fast):
+    """Half the time for eight times the samples."""
+    config = figure8.setting(TINY, "full")
+    limit = Rehearsal(config).peak_bytes(16)
+    points = figure8.curve(config, limit, lambda: None, 2, 3)["points"]
+    assert points[-1]["batch_size"] == 16
+    assert points[-1]["relative_samples_per_second"]["median"] == 2 * 16 / 2
+
+
+def test_the_end_of_memory_is_null(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(figure8, "paired", fail)
+    config = figure8.setting(TINY, "full")
+    found = figure8.curve(config, Rehearsal(config).peak_bytes(2), lambda: None, 1, 1)
+    assert [point["relative_samples_per_second"] for point in found["points"]] == [None, None]
+
+
+def test_sampled_steps_sample():
+    step = figure8.stepper(figure8.setting(TINY, "WTA-CRS@0.3"), 4)(4)
+    step()
+    step()  # with gradient norms of the first
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [("--limit=1KiB", "no memory"), ("--limit=100MB", "")]
+)
+def test_limits(given, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(figure8, "measure", lambda *_: {"model": "x"})
+    code = figure8.main([*TINY, given, "--output", str(tmp_path)])
+    assert code == bool(message)
+    assert message in capsys.readouterr().err
+
+
+def test_too_little_for_a_batch_of_one(tmp_path, capsys):
+    assert figure8.main([*TINY, "--limit=0.1MiB", "--output", str(tmp_path)]) == 1
+    assert "too little for a batch of 1" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""The command of Table 1: counts, planned costs, what it says where something is missing."""
+
+import pytest
+import torch
+
+from experiments.plan import start, table1
+from experiments.records.grid import cells
+from tests.experiments.records.test_grid import TINY
+
+PLANNED = {"memory": {"peak_bytes": 3 * 2**30}, "flops": 4e12}
+GRID = {
+    **{key: TINY[key] for key in ("seeds", "tasks", "methods")},
+    "rows": {"digits": 100},
+    "warmup_steps": 2,
+    "blocks": [
+        {
+            "models": ["digits_tiny"],
+            "settings": {"training.batch_size": 30, "training.epochs": 3},
+        }
+    ],
+}
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Runs the command on a tiny grid with plans made by hand; what it printed."""
+    grid = {**GRID, "all": [f"results_dir={tmp_path / 'runs'}"], "needs_gpu": True}
+    planned = []
+
+    def plan(overrides, folder):
+        planned.append(overrides)
+        return PLANNED
+
+    monkeypatch.setattr(table1, "load_grid", lambda name, results: grid)
+    monkeypatch.setattr(table1, "planned_step", plan)
+    monkeypatch.setattr(start, "start", lambda cell: command.calls.append(cell) or True)
+
+    def command(*arguments):
+        assert table1.main([*arguments]) == 0
+        return capsys.readouterr().out
+
+    command.calls, command.planned = [], planned
+    return command
+
+
+def test_costs(command):
+    out = command("paper", "--tflops", "2")
+    steps = 3 * 4
+    hours = steps * 4e12 / 2e12 / 3600
+    assert table1.hours(PLANNED, steps, 2.0) == pytest.approx(hours)
+    assert "3.00" in out
+    assert "4 runs: 0 done, 4 to go" in out
+    assert not command.calls
+    (full, *_), half = command.planned[0], command.planned[-1]
+    assert full == "model=digits_tiny"
+    assert {"estimator=wtacrs", "budget=0.5", "batch_size=30", "device=cuda"} <= {*half}
+
+
+def test_hours_need_a_rate(command):
+    out = command("paper")
+    assert "hours need a rate: --tflops 60" in out
+    assert table1.hours(PLANNED, 1, None) is None
+    assert table1.hours("no such model", 1, 2.0) is None
+
+
+def test_total_is_that_of_all_seeds():
+    of = cells({**GRID, "all": []})
+    found = {(cell.model, cell.method, cell.task): PLANNED for cell in of}
+    table = table1.cost_table(of, found, 1e-6)
+    one = 12 * 4e12 / 1e6 / 3600
+    assert list(table.columns[-1].cells) == [f"{2 * one:.2f}"] * 2
+    assert list(table.columns[-2].cells) == [f"{one:.2f}"] * 2
+    assert list(table.columns[2].cells) == ["2", "2"]
+
+
+def test_no_gpu_is_said_and_nothing_is_started(command, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "missing: a CUDA device" in command("paper", "--run", "--tflops", "1")
+    assert not command.calls
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    out = command("paper", "--run", "--tflops", "1")
+    assert "0 done, 4 completed, 0 failed, 0 lacking" in out
+    assert len(command.calls) == 4

@@ -1,0 +1,169 @@
+"""Grids: the cells they describe, which are done, and that what fails or lacks stops no other."""
+
+import huggingface_hub
+import pandas as pd
+import pytest
+
+from experiments.config import ROOT
+from experiments.errors import UserError
+from experiments.plan import start as starting
+from experiments.plan.start import missing, run_all
+from experiments.records.grid import Cell, cells, configs, is_done, load_grid, record_of
+from experiments.records.record import read_record, write_record
+
+TINY = {
+    "all": ["model=digits_tiny", "task.max_train_rows=16", "training.max_steps=1"],
+    "seeds": [0, 1],
+    "tasks": ["digits"],
+    "methods": {"full": ["estimator=full"], "half": ["estimator=wtacrs", "budget=0.5"]},
+    "blocks": [
+        {"models": ["digits_tiny"], "methods": ["full"]},
+        {"models": ["digits_tiny"], "methods": ["half"], "settings": {"training.batch_size": 8}},
+    ],
+}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """The configs of a grid of four cells, with their records in tmp_path."""
+    grid = {**TINY, "all": [*TINY["all"], f"results_dir={tmp_path / 'runs'}"]}
+    return configs(cells(grid))
+
+
+@pytest.fixture
+def leave(make_record):
+    """Writes the record of a cell that did not run."""
+
+    def write(config, status="completed"):
+        record_of(config).parent.mkdir(exist_ok=True)
+        write_record(make_record(status=status), record_of(config))
+
+    return write
+
+
+@pytest.fixture
+def start(monkeypatch, leave):
+    """Stands for the process of a cell: records its calls; the cells in ``fails`` fail."""
+
+    def stand_in(cell):
+        stand_in.calls.append(str(cell))
+        return str(cell) not in stand_in.fails
+
+    stand_in.calls, stand_in.fails = [], ()
+    monkeypatch.setattr(starting, "start", stand_in)
+    return stand_in
+
+
+NAMES = [f"digits_tiny · {method} · digits · seed {s}" for method in ("full", "half") for s in "01"]
+
+
+def test_cells_in_their_order(tiny):
+    assert [str(cell) for cell in tiny] == NAMES
+    for cell, config in tiny.items():
+        assert config.seed == cell.seed
+        assert config.estimator.name == {"full": "full", "half": "wtacrs"}[cell.method]
+        assert config.training.batch_size == {"full": 32, "half": 8}[cell.method]
+    assert len({record_of(config) for config in tiny.values()}) == 4
+
+
+def test_what_is_done_is_skipped_and_a_failure_stops_nothing(tiny, leave, start, capsys):
+    of = list(tiny.values())
+    leave(of[0])
+    leave(of[1], status="failed")
+    assert [is_done(config) for config in of] == [True, False, False, False]
+    start.fails = NAMES[1:3]
+    assert run_all(tiny) == {"done": 1, "completed": 1, "failed": 2, "lacking": 0}
+    assert start.calls == NAMES[1:]
+    assert f"failed, the others go on: {NAMES[2]}" in capsys.readouterr().out
+
+
+def test_what_lacks_is_said_once(start, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    blocks = [{"models": ["bert_base"], "tasks": ["rte"]}, {"models": ["digits_tiny"]}]
+    given = [*TINY["all"][1:], f"results_dir={tmp_path}"]
+    found = configs(cells({**TINY, "all": given, "blocks": blocks}))
+    assert run_all(found)["lacking"] == 4
+    assert start.calls == NAMES
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "missing" in line]
+    assert line.startswith("missing: model=bert_base: ")
+    assert "hub" in line
+
+
+def test_a_task_out_of_reach_lacks(tiny, make_config):
+    assert missing(next(iter(tiny.values())), {}) is None
+    rte = ("task=rte", "model=minilm")
+    assert "'rte' could not be loaded from the hub" in missing(make_config(*rte), {})
+    lost = make_config(*rte, "task.data_dir=/nowhere")
+    assert "task.data_dir='/nowhere'" in missing(lost, {})
+
+
+@pytest.mark.slow
+def test_a_cell_is_a_run_of_its_own(tiny):
+    cell, config = next(iter(tiny.items()))
+    assert starting.start(cell)
+    assert read_record(record_of(config)).status == "completed"
+    bad = Cell(*[getattr(cell, name) for name in ("model", "method", "task", "seed")],
+               (*cell.overrides, "training.batch_size=0", "overwrite=true"), None)  # fmt: skip
+    assert not starting.start(bad)
+
+
+def test_laptop_grid_is_the_issue_in_its_order():
+    found = cells(load_grid("table1_laptop"))
+    assert len(found) == 72
+    assert [*dict.fromkeys(cell.method for cell in found)] == [
+        *("full", "wtacrs@0.3", "leanest@0.3", "pps@0.1", "LoRA", "LoRA+wtacrs@0.3")
+    ]
+    one = configs([cell for cell in found if cell.seed == 2 and cell.task in ("cola", "rte")])
+    for cell, config in one.items():
+        assert config.training.epochs == {"cola": 3, "rte": 5}[cell.task]
+        assert config.training.learning_rate == (3e-4 if "LoRA" in cell.method else 3e-5)
+        assert config.model.name == "mpnet_base"
+    memory = {cell.method: (c.memory.name, c.budget, c.estimator.name) for cell, c in one.items()}
+    assert memory == {
+        "full": ("plain", 1.0, "full"),
+        "wtacrs@0.3": ("linear", 0.3, "wtacrs"),
+        "leanest@0.3": ("leanest", 0.3, "pps"),
+        "pps@0.1": ("linear", 0.1, "pps"),
+        "LoRA": ("plain", 1.0, "full"),
+        "LoRA+wtacrs@0.3": ("linear", 0.3, "wtacrs"),
+    }
+
+
+def test_paper_grid_has_the_rows_of_table_1():
+    paper = pd.read_csv(ROOT / "results" / "paper" / "table1_glue.csv")
+    names = {"BERT-Base": "bert_base", "BERT-Large": "bert_large", "T5-Base": "t5_base"}
+    names |= {"T5-Large": "t5_large", "T5-3B": "t5_3b"}
+    expected = {
+        (names[m], method) for m, method in zip(paper["model"], paper["method"], strict=True)
+    }
+    found = cells(load_grid("table1_paper"))
+    assert {(cell.model, cell.method) for cell in found} == expected
+    assert len(found) == len(expected) * 8 * 3
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "task", "settings", "steps"),
+    [
+        ("bert_base", "Full", "cola", (2e-5, 128, 60), 60 * 67),
+        ("bert_large", "LoRA", "stsb", (2e-5, 16, 10), 10 * 360),
+        ("t5_base", "Full", "qnli", (3e-6, 100, 10), 10 * 1048),
+        ("t5_large", "WTA-CRS@0.3", "rte", (3e-5, 100, 40), 40 * 25),
+        ("t5_3b", "LoRA", "rte", (3e-4, 100, 60), 60 * 25),
+        ("t5_base", "LoRA+WTA-CRS@0.3", "sst2", (3e-5, 100, 10), 10 * 674),
+    ],
+)
+def test_hyper_parameters_are_the_authors(model, method, task, settings, steps):
+    given = model, method, task, 1
+    (cell,) = [
+        c for c in cells(load_grid("table1_paper")) if (c.model, c.method, c.task, c.seed) == given
+    ]
+    config = configs([cell])[cell]
+    training = config.training
+    assert (training.learning_rate, training.batch_size, training.epochs) == settings
+    assert cell.steps == steps
+    assert training.warmup_ratio == pytest.approx(500 / steps, rel=1e-3)
+
+
+def test_grid_that_is_not_there():
+    with pytest.raises(UserError, match="no grid 'table3'; choose ablation, table1_laptop"):
+        load_grid("table3")
