@@ -118,15 +118,17 @@ def ablation_figure(table: pd.DataFrame) -> Any:
     figure.subplots_adjust(wspace=0.3)
     for axis, task in zip(axes[0], tasks, strict=True):
         rows = table[table["task"] == task]
-        _baseline(axis, rows[rows["estimator"] == "full"])
-        lines = [*rows[rows["estimator"] != "full"].groupby("estimator", sort=False)]
-        for place, (estimator, line) in enumerate(lines):
+        _baseline(axis, rows[(rows["estimator"] == "full") & (rows["memory"] == "plain")])
+        sampled = rows[rows["estimator"] != "full"]
+        lines = [*sampled.groupby(["estimator", "memory"], sort=False)]
+        for place, ((estimator, memory), line) in enumerate(lines):
+            usual = memory == "linear"
             _scores(
                 axis,
                 line,
                 DODGE * (place - (len(lines) - 1) / 2),
-                label=estimator,
-                **look[estimator],
+                label=estimator if usual else f"{estimator}, {memory}",
+                **look[estimator] | ({} if usual else {"linestyle": ":"}),
             )
         seeds = sorted({int(rows["n"].min()), int(rows["n"].max())})
         axis.set_title(f"{task} (n = {' to '.join(map(str, seeds))})")

@@ -21,6 +21,7 @@ def table():
         return {
             **{"task": task, "metric": metric, "estimator": estimator, "budget": budget},
             **{"score": best, "score_std": std, "n": n},
+            "memory": "plain" if estimator == "full" else "linear",
         }
 
     return pd.DataFrame(
@@ -43,6 +44,17 @@ def test_panels_have_their_own_metric_and_share_a_legend(table):
     assert rte.get_title() == "rte (n = 1)"
     legend = rte.get_legend()  # crs is in the other panel only
     assert {text.get_text() for text in legend.get_texts()} == {"full", "crs", "pps"}
+    plt.close(figure)
+
+
+def test_a_preset_has_a_line_of_its_own(table):
+    late = table[table["estimator"] == "pps"].assign(memory="leanest", score=0.6)
+    figure = ablation_figure(pd.concat([table, late]))
+    rte = figure.axes[1]
+    drawn = {bars.get_label(): bars[0] for bars in rte.containers}
+    assert drawn["pps"].get_ydata().tolist() == [54.0]
+    assert drawn["pps, leanest"].get_ydata().tolist() == [60.0]
+    assert drawn["pps"].get_linestyle() != drawn["pps, leanest"].get_linestyle()
     plt.close(figure)
 
 
