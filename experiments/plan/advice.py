@@ -7,10 +7,12 @@ most of the peak, all presets plan about the same, and other things help.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.plan.search import Plan
 from experiments.words import AT_PEAK
+
+if TYPE_CHECKING:
+    from experiments.plan.search import Plan  # which loads torch
 
 STATES = ("parameter", "gradient", "optimizer")
 MOST = 0.6  # of the peak

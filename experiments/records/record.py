@@ -32,6 +32,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "memory": {"lossless": [], "gelu": "exact", "attention": "default", "recompute": "none"},
 }
 
+FIRST_KINDS = ("norm", "dropout", "relu")  # memory.lossless of lean, leanest and paper, at first
+
 
 class RecordError(UserError):
     """A record that cannot be read or a folder that cannot be written."""
@@ -82,6 +84,12 @@ def _as_before(kept: dict[str, Any], by_mode: bool) -> None:
         # Records without a mode come from when a run's bf16 was autocast; theirs is that hash.
         renamed = {"bf16-autocast": "bf16", "bf16": "bf16 throughout"}
         training["precision"] = renamed.get(training["precision"], training["precision"])
+    memory = kept.get("memory", {})
+    if by_mode and "lossless" in memory:
+        # The presets have a kind more since; the models of those records have none of that kind.
+        renamed_kinds = {(*FIRST_KINDS, "gate"): FIRST_KINDS, FIRST_KINDS: (*FIRST_KINDS, "alone")}
+        kinds = tuple(memory["lossless"])
+        memory["lossless"] = [*renamed_kinds.get(kinds, kinds)]
     architecture = kept.get("model", {}).get("architecture") or {}
     if architecture.get("model_type") not in TEXT_TO_TEXT:  # what no other model reads or writes
         kept["task"] = {k: v for k, v in kept.get("task", {}).items() if k != "text_to_text"}

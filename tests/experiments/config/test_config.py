@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -50,10 +51,13 @@ def test_estimators_that_cannot_centre():
 
 
 def as_today(config):
-    """The config of a record as it would be given now: a run's bf16 was autocast."""
+    """The config of a record as it would be given now: bf16 was autocast, presets had no gate."""
     config = json.loads(json.dumps(config))
     if config["training"]["precision"] == "bf16":
         config["training"]["precision"] = "bf16-autocast"
+    memory = config.get("memory", {})
+    if memory.get("lossless") == ["norm", "dropout", "relu"]:
+        memory["lossless"].append("gate")
     config["estimator"].setdefault("center", "none")  # from before there was a choice
     return config
 
@@ -81,6 +85,35 @@ def test_precisions_are_three_runs():
     before["training"]["precision"] = "bf16"
     del before["mode"]
     assert config_hash(before) == names["bf16-autocast"]
+
+
+def test_presets_of_the_first_records_are_those_of_today():
+    kinds = {
+        "first": "memory.lossless=[norm,dropout,relu]",
+        "today": "memory.lossless=[norm,dropout,relu,gate]",
+        "few": "memory.lossless=[norm,dropout]",
+    }
+    given = ["experiment=table1_laptop", "memory=leanest", "estimator=pps"]
+    configs = {key: as_record(compose(RunConfig, [*given, one])) for key, one in kinds.items()}
+    names = {key: config_hash(config) for key, config in configs.items()}
+    assert len(set(names.values())) == 3
+    assert names["today"] == config_hash(as_record(compose(RunConfig, given))) == "d6994a00"
+    before = configs["first"]
+    before["training"]["precision"] = "bf16"
+    del before["mode"]
+    assert config_hash(before) == names["today"]
+
+
+def test_runs_of_table_1_keep_their_names():
+    given = ["experiment=table1_laptop", "task=cola", "results_dir=results/table1"]
+    names = {
+        ("estimator=full",): "cola-mpnet_base-full-full-b1-s0-465609e1.json",
+        ("estimator=wtacrs", "budget=0.3"): "cola-mpnet_base-full-wtacrs-b0.3-s0-c779771c.json",
+        ("estimator=pps", "budget=0.1"): "cola-mpnet_base-full-pps-b0.1-s0-36b8a36a.json",
+    }
+    for method, name in names.items():
+        config = compose(RunConfig, [*given, *method, "seed=0"])
+        assert record_path(as_record(config)) == Path("results/table1", name)
 
 
 @pytest.mark.parametrize(

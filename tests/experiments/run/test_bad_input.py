@@ -50,7 +50,7 @@ def test_score_for_a_classifier(classifier, make_config, tiny_glue, capfd):
 
 
 def test_head_for_other_classes(classifier, make_config):
-    config = make_config("model=bert_base", classifier).model
+    config = make_config("model=bert_base", "task=rte", classifier).model
     load_model(config, 2, False)
     with pytest.raises(ModelError, match="has a head of another size than the task's 3 outputs;"):
         load_model(config, 3, False)
@@ -63,4 +63,4 @@ def test_folder_given_as_a_path_of_the_hub(part, name, make_config, saved_model,
     folder = shutil.copytree(saved_model, tmp_path / "copy")
     (folder / name).unlink()
     with pytest.raises(ModelError, match=f"model=bert_base: {folder} lacks {part} .there: "):
-        load_tokenizer(make_config("model=bert_base", f"model.path={folder}").model)
+        load_tokenizer(make_config("model=bert_base", "task=rte", f"model.path={folder}").model)

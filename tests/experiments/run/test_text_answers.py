@@ -54,7 +54,9 @@ def test_score_is_a_number_rounded_to_a_fifth(score, word):
 
 
 def test_task_without_words():
-    with pytest.raises(UserError, match=r"task=digits has no words .* text_to_text .* model="):
+    with pytest.raises(
+        UserError, match=r"task=digits has no words .* task.text_to_text in .* model="
+    ):
         TextToText(task("digits"), WORDPIECE)
 
 
