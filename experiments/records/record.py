@@ -92,7 +92,7 @@ def _as_before(kept: dict[str, Any], by_mode: bool) -> None:
         memory["lossless"] = [*renamed_kinds.get(kinds, kinds)]
     architecture = kept.get("model", {}).get("architecture") or {}
     if architecture.get("model_type") not in TEXT_TO_TEXT:  # what no other model reads or writes
-        kept["task"] = {k: v for k, v in kept.get("task", {}).items() if k != "text_to_text"}
+        kept.get("task", {}).pop("text_to_text", None)  # a copy's: see config_hash
 
 
 def record_path(config: dict[str, Any]) -> Path:

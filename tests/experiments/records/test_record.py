@@ -77,6 +77,10 @@ def test_texts_of_a_task_are_part_of_a_text_to_text_run_alone(hash_of):
     assert hash_of("task=rte", "model=t5_small") != hash_of("task=rte", "model=t5_small", other)
 
 
+def test_what_is_not_there_is_not_hashed():
+    assert config_hash({}) == "44136fa3"  # of "{}": of a plan, which has no task, and of a method
+
+
 def test_name_says_what_the_run_is(make_config, tmp_path):
     config = as_record(make_config("seed=3", "estimator=crs", "budget=0.05"))
     path = record_path(config)
