@@ -18,7 +18,7 @@ from wtacrs.attention.interface import (
     restore_attention,
     set_attention,
 )
-from wtacrs.config import PRESETS, MemoryConfig, preset
+from wtacrs.config import PRESETS, MemoryConfig, config_of
 from wtacrs.facts import FactsReader
 from wtacrs.integrations.checkpointing import (
     checkpoint_,
@@ -77,6 +77,8 @@ class Handle:
             ValueError: a state of another preset, which has what this one lacks, or lacks it.
         """
         owners = {"sampler": self.sampler, "rounding": rounding_of(self.model)}
+        if not isinstance(state, dict) or state.keys() != owners.keys():
+            raise ValueError(f"a state has the keys {[*owners]}; this is none of a Handle")
         for name, owner in owners.items():
             if (owner is None) != (state[name] is None):
                 raise ValueError(f"the state is of another MemoryConfig: {name} differs")
@@ -169,7 +171,7 @@ def apply_(
         ValueError: an unknown name, keys that contradict each other, a model that something was
             applied to or that checkpoints already, or one in which there is nothing to do.
     """
-    config = _config_of(memory, sampling)
+    config = config_of(memory, sampling)
     _check_untouched(model, config)
     handle = Handle(model, config)
     try:
@@ -180,19 +182,6 @@ def apply_(
     reader = FactsReader(model, handle.sampler)
     model.register_forward_pre_hook(reader, with_kwargs=True, prepend=True)
     return handle
-
-
-def _config_of(memory: str | MemoryConfig, sampling: dict[str, Any]) -> MemoryConfig:
-    """The one config that both say."""
-    if isinstance(memory, str):
-        return preset(memory, **sampling)
-    if not isinstance(memory, MemoryConfig):
-        raise ValueError(
-            f"memory is a {type(memory).__name__}; give a preset's name or MemoryConfig"
-        )
-    if sampling:
-        raise ValueError(f"{[*sampling]} and a MemoryConfig are two sayings; give one")
-    return memory
 
 
 def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> None:
@@ -236,11 +225,13 @@ def _set_attention(handle: Handle) -> None:
 
 
 def _check_untouched(model: nn.Module, config: MemoryConfig) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; give an nn.Module")
     touched = sorted({type(m).__name__ for m in model.modules() if is_swapped(m)})
-    if touched:
+    if touched or any(isinstance(hook, FactsReader) for hook in model._forward_pre_hooks.values()):
         raise ValueError(
-            f"something was applied to this {type(model).__name__} already (it has {touched}); "
-            "call handle.undo() first"
+            f"something was applied to this {type(model).__name__} already"
+            f"{f' (it has {touched})' if touched else ''}; call handle.undo() first"
         )
     if checkpoints(model) and config.recompute not in ("none", "attention"):
         raise ValueError(

@@ -77,6 +77,9 @@ class SamplingConfig:
                 f"grad_norms={self.grad_norms!r} is unknown; "
                 f"choose one of {', '.join(GRAD_NORM_SOURCES)}"
             )
+        for name, kinds in (("floor", (int, float)), ("seed", (int,))):
+            if type(value := getattr(self, name)) not in kinds:
+                raise ValueError(f"{name}={value!r} must be {_NUMBERS[kinds]}")
         if not 0.0 <= self.floor < 1.0:
             raise ValueError(
                 f"floor={self.floor} is outside [0, 1); 0.01 is the default, 0 switches it off"
@@ -111,6 +114,7 @@ class SamplingConfig:
             )
 
 
+_NUMBERS = {(int, float): "a number", (int,): "an integer"}
 LOSSLESS = ("norm", "dropout", "relu", "gate")
 GELU = ("exact", "rounded")
 ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
@@ -150,6 +154,10 @@ class MemoryConfig:
         for name, known in (("gelu", GELU), ("attention", ATTENTION), ("recompute", RECOMPUTE)):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r} is unknown; choose {', '.join(known)}")
+        if not isinstance(self.sampling, SamplingConfig | None):
+            raise ValueError(f"sampling={self.sampling!r} must be a SamplingConfig, or None")
+        if not isinstance(self.lossless, (tuple, list)):
+            raise ValueError(f"lossless={self.lossless!r}; give a tuple of kinds")
         if unknown := [kind for kind in self.lossless if kind not in LOSSLESS]:
             raise ValueError(f"lossless holds {unknown}; choose from {', '.join(LOSSLESS)}")
         object.__setattr__(self, "lossless", tuple(self.lossless))
@@ -190,3 +198,20 @@ def preset(name: str, **sampling: Any) -> MemoryConfig:
             raise ValueError(f"preset {name!r} samples nothing, so {[*sampling]} have no meaning")
         return chosen
     return replace(chosen, sampling=replace(chosen.sampling, **sampling))
+
+
+def config_of(memory: str | MemoryConfig, sampling: dict[str, Any]) -> MemoryConfig:
+    """The one config that both say.
+
+    Raises:
+        ValueError: neither a preset's name nor a ``MemoryConfig``, or two that say the same thing.
+    """
+    if isinstance(memory, str):
+        return preset(memory, **sampling)
+    if not isinstance(memory, MemoryConfig):
+        raise ValueError(
+            f"memory is a {type(memory).__name__}; give a preset's name or MemoryConfig"
+        )
+    if sampling:
+        raise ValueError(f"{[*sampling]} and a MemoryConfig are two sayings; give one")
+    return memory

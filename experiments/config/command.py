@@ -30,9 +30,13 @@ def command(arguments: Sequence[str]) -> tuple[str, list[str]]:
         UserError: an argument that is wrong, found before anything is loaded.
     """
     mode, options, texts, folders = "train", [], [], []
+    seen: list[str] = []
     given = iter(arguments)
     for argument in given:
         if argument.startswith("mode="):
+            if seen:
+                raise UserError(f"mode is given twice: {seen[0]} and {argument}")
+            seen.append(argument)
             mode = argument.removeprefix("mode=")
             check_choice("mode", mode, MODES)
         elif argument.startswith("-"):

@@ -14,6 +14,7 @@ from experiments.config.rules import (
     wrong,
 )
 
+MOST_STEPS = 2**40
 MOST_SAMPLES = 2**20  # of a batch; more is a slip of the pen, and sizes of tensors would overflow
 
 
@@ -44,7 +45,7 @@ class TrainingConfig:
             end = "-1 leaves the end to training.epochs"
             if self.max_steps == 0:
                 raise wrong("training.max_steps", 0, f"trains nothing; {end}")
-            check_range("training.max_steps", self.max_steps, 1, remedy=end)
+            check_range("training.max_steps", self.max_steps, 1, most=MOST_STEPS, remedy=end)
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "checkpoint_steps"):
             check_range(f"training.{name}", getattr(self, name), 0)
         if not 0 <= self.warmup_ratio < 1:

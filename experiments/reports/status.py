@@ -2,16 +2,18 @@
 
     wtacrs status results/ablation experiment=ablation task=cola,rte seed=0,1,2 budget=0.1,0.3 ...
 
-Without overrides, what is asked for is every setting in the folder for every seed in it. With them,
-it is the grid that they span (several calls of a sweep are several commands of this). A run is
-running while its process lives; one that was killed, and left a mark and no record, counts as
-interrupted. The time left is the median of the completed runs, for each that is to do, one by one.
+Without overrides, what is asked for is every setting in the folder for every seed of a sweep over
+seeds. With them, it is the grid that they span (several calls of a sweep are several commands of
+this). A run is running while its process lives; one that was killed, and left a mark and no record,
+counts as interrupted. The time left is the median of the completed runs, for each that is to do,
+one by one.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,11 +79,16 @@ def missing(configs: list[Config], overrides: Sequence[str]) -> list[str]:
     if overrides:
         there = {config_hash(config) for config in configs}
         return [label for key, label in asked_for(overrides).items() if key not in there]
-    seeds = sorted({config["seed"] for config in configs})
     settings: dict[str, tuple[str, set[int]]] = {}
     for config in configs:
+        if config.get("measure", {}).get("alone"):
+            continue  # it has no seeds to average over
         key = config_hash(config, without=("seed",))
         settings.setdefault(key, (label_of(config), set()))[1].add(config["seed"])
+    # A sweep over seeds has several of one setting, or one of several settings.
+    counted = Counter(seed for _, there in settings.values() for seed in there)
+    several = {seed for _, there in settings.values() if len(there) > 1 for seed in there}
+    seeds = sorted(seed for seed, count in counted.items() if count > 1 or seed in several)
     return [
         f"{label} seed={seed}"
         for label, there in settings.values()

@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
         text = write_tables(options.records, output, options.protocol)
         if options.splice is not None:
             splice_task(options.splice, options.records, text, options.task, output.name)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     shown = Table(*text.columns)

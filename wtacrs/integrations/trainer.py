@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from wtacrs.apply import Handle, apply_
-from wtacrs.config import MemoryConfig, preset
+from wtacrs.config import MemoryConfig, config_of
 from wtacrs.integrations.checkpointing import checkpoints, restore_checkpoint_
 
 STATE_FILE = "wtacrs_state.pt"
 SWITCHES = ("activation_checkpointing", "gradient_checkpointing")  # by transformers' version
 
 
-class WtacrsCallback(TrainerCallback):  # type: ignore[misc]
+class WtacrsCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Applies a preset to the Trainer's model; saves and restores its state with each checkpoint.
 
     Gradient checkpointing, where the Trainer's arguments ask for it, composes with a preset that
@@ -48,15 +49,18 @@ class WtacrsCallback(TrainerCallback):  # type: ignore[misc]
         max_tokens: int | None = None,
         **sampling: Any,
     ) -> None:
-        config = preset(memory, **sampling) if isinstance(memory, str) else memory
-        if not isinstance(memory, str) and sampling:
-            raise ValueError(f"{[*sampling]} and a MemoryConfig are two sayings; give one")
-        self.config, self._sizes = config, {"num_samples": num_samples, "max_tokens": max_tokens}
+        self.config = config_of(memory, sampling)
+        self._sizes = {"num_samples": num_samples, "max_tokens": max_tokens}
         self.handle: Handle | None = None
-        self._first_step = True
+        self._first_step, self._output = True, ""
+
+    def state(self) -> dict[str, Any]:
+        """Of the Trainer's state: where the checkpoint was written, for it may be resumed from
+        another output folder."""
+        return {"args": {}, "attributes": {"output": self._output}}
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model = kwargs["model"]
+        model, self._output = kwargs["model"], str(Path(args.output_dir).absolute())
         asked = [name for name in SWITCHES if getattr(args, name, False)]
         if (asked or checkpoints(model)) and self.config.recompute not in ("none", "attention"):
             for name in asked:
@@ -70,9 +74,11 @@ class WtacrsCallback(TrainerCallback):  # type: ignore[misc]
         self.handle = apply_(model, self.config, **self._sizes)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.handle is None:  # it was added to a Trainer that was made before
+            self.on_init_end(args, state, control, **kwargs)
         assert self.handle is not None
         self._first_step = True
-        if state.global_step > 0:
+        if state.global_step > 0 and any(self.handle.state_dict().values()):
             self.handle.load_state_dict(torch.load(self._state_file(args, state)))
         if state.is_world_process_zero:
             print(self.handle.report())
@@ -101,7 +107,10 @@ class WtacrsCallback(TrainerCallback):  # type: ignore[misc]
             FileNotFoundError: it was saved without this callback.
         """
         name, asked = f"checkpoint-{state.global_step}", args.resume_from_checkpoint
-        folders = [Path(args.output_dir, name), *([Path(asked)] if isinstance(asked, str) else [])]
+        kept = state.stateful_callbacks.get(WtacrsCallback.__name__, {})
+        written = kept.get("attributes", {}).get("output") if isinstance(kept, dict) else None
+        folders = [Path(asked)] if isinstance(asked, str) else []
+        folders += [Path(written or args.output_dir, name), Path(args.output_dir, name)]
         for folder in folders:
             if (folder / STATE_FILE).exists():
                 return folder / STATE_FILE

@@ -80,6 +80,14 @@ def test_every_setting_is_asked_for_with_every_seed(leave, folder):
     assert sweep.seconds_left() == 5 * 150  # the failed one, too; median of 10, 100, 200, 1000
 
 
+def test_runs_of_no_sweep_miss_nothing(leave, folder):
+    """Each of a setting and a seed of its own, and one that measured memory alone."""
+    leave("seed=0")
+    leave("seed=7", "budget=0.1")
+    leave("seed=7", "measure=memory")
+    assert read_sweep(folder).found["missing"] == []
+
+
 def test_overrides_say_what_is_asked_for(leave, folder):
     leave("estimator=full", "seed=0")
     leave("seed=0", "memory=lean")

@@ -20,12 +20,12 @@ ROWS = [
 
 @pytest.fixture
 def make(tmp_path):
-    def trainer(callback, model=None, **arguments):
+    def trainer(*callbacks, model=None, folder=".", **arguments):
         settings = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4}
         settings |= {"use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 1}
-        args = TrainingArguments(tmp_path, **settings | arguments)
+        args = TrainingArguments(tmp_path / folder, **settings | arguments)
         model = tiny_bert() if model is None else model
-        return Trainer(model, args, train_dataset=ROWS, callbacks=[callback])
+        return Trainer(model, args, train_dataset=ROWS, callbacks=[*callbacks])
 
     return trainer
 
@@ -50,6 +50,22 @@ def test_a_resumed_run_is_the_same_run(make, tmp_path, memory, capsys):
     assert not any(isinstance(m, SampledLinear) for m in whole.model.modules())
 
 
+def test_resumed_into_another_folder(make, tmp_path):
+    make(WtacrsCallback("lean", budget=0.3)).train()
+    again = make(WtacrsCallback("lean", budget=0.3), folder="other")
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    whole = make(WtacrsCallback("lean", budget=0.3), folder="third")
+    whole.train()
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_added_to_a_trainer_that_is_there(make):
+    trainer = make()
+    trainer.add_callback(callback := WtacrsCallback("lean", budget=0.3))
+    trainer.train()
+    assert callback.handle.sampler.rows_seen or callback.handle.sampler.late
+
+
 def test_leanest_takes_the_place_of_checkpointing(make):
     with pytest.warns(UserWarning, match="gradient_checkpointing is off: recompute='block'"):
         trainer = make(WtacrsCallback("leanest"), gradient_checkpointing=True)
@@ -71,6 +87,8 @@ def test_a_model_that_is_made_anew_is_warned_of(make):
         trainer.train()
 
 
-def test_two_sayings():
+def test_bad_arguments():
     with pytest.raises(ValueError, match="two sayings"):
         WtacrsCallback(MemoryConfig(), budget=0.1)
+    with pytest.raises(ValueError, match="preset's name or MemoryConfig"):
+        WtacrsCallback(None)
