@@ -64,13 +64,17 @@ def save_less_(
     if "gate" in kinds:
         turned |= dict.fromkeys(gate_(model), GatedForward.__name__)
     if not turned:
-        looked_for = ", ".join([*kinds, *(["gelu"] if gelu == "rounded" else [])])
-        present = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
-        raise ValueError(
-            f"this {type(model).__name__} has none of the layers looked for ({looked_for}); "
-            f"its modules are of the classes {present}"
-        )
+        raise _nothing(model, kinds, gelu)
     return turned
+
+
+def _nothing(model: nn.Module, kinds: Sequence[str], gelu: str) -> ValueError:
+    looked_for = ", ".join([*kinds, *(["gelu"] if gelu == "rounded" else [])])
+    present = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
+    return ValueError(
+        f"this {type(model).__name__} has none of the layers looked for ({looked_for}); "
+        f"its modules are of the classes {present}"
+    )
 
 
 def restore_layers_(model: nn.Module) -> None:
