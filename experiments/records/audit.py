@@ -143,7 +143,8 @@ class Records:
 
     @cached_property
     def _shallow(self) -> bool:
-        return git("rev-parse", "--is-shallow-repository", root=self.root) == "true"
+        # Also where there is no repository at all, as in an archive of the files.
+        return git("rev-parse", "--is-shallow-repository", root=self.root) != "false"
 
 
 def kind_of(path: Path) -> str:
