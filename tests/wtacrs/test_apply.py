@@ -234,25 +234,3 @@ def test_undo_leaves_embeddings_that_need_gradients():
     apply_(model, "checkpoint").undo()
     assert model.bert.embeddings.word_embeddings(torch.tensor([1])).requires_grad
     assert len(model.bert.embeddings.word_embeddings._forward_hooks) == 1
-
-
-@quiet
-@pytest.mark.parametrize("first", ["plain", "checkpoint", "linear"])
-@pytest.mark.parametrize("second", ["plain", "lean"])
-def test_apply_twice_is_refused(first, second):
-    """Or the undo of the older handle would take the newer one's away."""
-    model = tiny_bert()
-    handle = apply_(model, first)
-    with pytest.raises(ValueError, match=r"applied .* already.*handle.undo\(\) first"):
-        apply_(model, second)
-    handle.undo()
-    apply_(model, second)
-
-
-def test_a_state_of_something_else():
-    handle = apply_(tiny_bert(), "lean")
-    for state in ({}, None, {"sampler": None}):
-        with pytest.raises(ValueError, match="keys"):
-            handle.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"give an nn\.Module"):
-        apply_("bert")

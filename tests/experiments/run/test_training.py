@@ -1,7 +1,6 @@
 """Training: a resumed run is the same run; batches; the settings."""
 
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from transformers import Trainer
 
 from experiments.errors import UserError
 from experiments.records.record import RunRecord
-from experiments.run import checkpoints, measure, runner, training
+from experiments.run import checkpoints, measure, runner
 from experiments.run.training import longest_batch, pad_pixels, training_arguments
 
 # Three steps an epoch, two epochs; dropout draws from the global generator, wtacrs from its own.
@@ -235,31 +234,3 @@ def test_training_arguments(override, name, value, make_config, tmp_path):
 def test_warmup_is_a_share_of_the_steps(make_config, tmp_path):
     config = make_config("training.warmup_ratio=0.25")
     assert training_arguments(config, tmp_path).get_warmup_steps(100) == 25
-
-
-FACTS = SimpleNamespace(mean_loss=1.5, curve={"step": [10], "loss": [9.0]})
-
-
-def test_metrics_need_an_evaluation(make_config):
-    trainer = SimpleNamespace(state=SimpleNamespace(log_history=[{"loss": 1.0, "step": 1}]))
-    with pytest.raises(ValueError, match="ended before any evaluation"):
-        training.describe_metrics(make_config(), trainer, FACTS)
-
-
-def test_metrics_from_the_log(make_config):
-    log = [
-        {"step": 2, "epoch": 1.0, "loss": 9.0},
-        {"step": 2, "epoch": 1.0, "eval_validation_accuracy": 0.9, "eval_validation_runtime": 1},
-        {"step": 2, "epoch": 1.0, "eval_validation_mismatched_accuracy": 0.7},
-        {"step": 4, "epoch": 2.0, "eval_validation_accuracy": 0.8},
-        {"step": 4, "epoch": 2.0, "train_loss": 5.0},
-    ]
-    trainer = SimpleNamespace(state=SimpleNamespace(log_history=log))
-    assert training.describe_metrics(make_config(), trainer, FACTS) == {
-        **{"main": "accuracy", "best": 0.9, "best_epoch": 1.0, "last": 0.8, "train_loss": 1.5},
-        **{"held_out": None, "loss_curve": {"step": [10], "loss": [9.0]}},
-        "per_epoch": [
-            {"epoch": 1.0, "step": 2, "accuracy": 0.9, "mismatched_accuracy": 0.7},
-            {"epoch": 2.0, "step": 4, "accuracy": 0.8},
-        ],
-    }

@@ -1,0 +1,30 @@
+"""What ``apply_`` and its handle refuse, by name."""
+
+import pytest
+
+from tests.wtacrs.tiny import tiny_bert
+from wtacrs import apply_
+
+quiet = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing")
+
+
+@quiet
+@pytest.mark.parametrize("first", ["plain", "checkpoint", "linear"])
+@pytest.mark.parametrize("second", ["plain", "lean"])
+def test_apply_twice_is_refused(first, second):
+    """Or the undo of the older handle would take the newer one's away."""
+    model = tiny_bert()
+    handle = apply_(model, first)
+    with pytest.raises(ValueError, match=r"applied .* already.*handle.undo\(\) first"):
+        apply_(model, second)
+    handle.undo()
+    apply_(model, second)
+
+
+def test_a_state_of_something_else():
+    handle = apply_(tiny_bert(), "lean")
+    for state in ({}, None, {"sampler": None}):
+        with pytest.raises(ValueError, match="keys"):
+            handle.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"give an nn\.Module"):
+        apply_("bert")
