@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from wtacrs.attention.interface import (
+    FLASH,
     attention_of,
     check_sampled_attention,
     restore_attention,
@@ -26,6 +27,7 @@ from wtacrs.integrations.checkpointing import (
     embeddings_need_gradients,
     restore_checkpoint_,
 )
+from wtacrs.integrations.loss import restore_loss_, save_less_of_loss_
 from wtacrs.layers import restore_layers_, rounding_of, save_less_
 from wtacrs.layers.chunks import chunk_feed_forward_, restore_feed_forward_
 from wtacrs.measure.step import StepMemory
@@ -124,6 +126,7 @@ class Handle:
         restore_feed_forward_(model)
         restore_linears_(model)
         restore_layers_(model)
+        restore_loss_(model)
         if self.config.recompute in ("checkpoint", "checkpoint_offload"):
             restore_checkpoint_(model, self._embeddings_needed_gradients)
         if attention_of(model) != self._attention_before:
@@ -191,10 +194,13 @@ def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> No
     if config.attention != "default":
         _set_attention(handle)
     # A feed-forward that is recomputed in parts holds nothing for a gate to save.
-    kinds = [k for k in config.lossless if not (k == "gate" and config.recompute == "block")]
+    left_out = {"loss", "gate"} if config.recompute == "block" else {"loss"}
+    kinds = [kind for kind in config.lossless if kind not in left_out]
     if kinds or config.gelu != "exact":
         for name, kind in save_less_(model, kinds, config.gelu, seed).items():
             handle.swapped.setdefault(kind, []).append(name)
+    if "loss" in config.lossless and (names := save_less_of_loss_(model)):
+        handle.swapped["loss"] = names
     if config.samples:
         handle.sampler = sample_linears_(
             model, config.sampling, num_samples=num_samples, max_tokens=max_tokens
@@ -213,15 +219,20 @@ def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> No
 
 
 def _set_attention(handle: Handle) -> None:
-    """A model that does not take ours keeps its own, where that is computed again in any case."""
+    """A model that does not take ours keeps its own, where that is computed again in any case or
+    keeps no (t, t) matrix."""
     name, recompute = handle.config.attention, handle.config.recompute
+    model, before = handle.model, attention_of(handle.model)
+    if name == "recompute" and before is not None and FLASH in before:
+        handle.left[f"attention: {before} keeps no (t, t) matrix"] = [type(model).__name__]
+        return
     try:
-        set_attention(handle.model, name)
-        handle.swapped[f"attention: {name}"] = [type(handle.model).__name__]
+        set_attention(model, name)
+        handle.swapped[f"attention: {name}"] = [type(model).__name__]
     except ValueError as error:
         if name != "recompute" or recompute not in ("attention", "block"):
             raise
-        handle.left[str(error)] = [type(handle.model).__name__]
+        handle.left[str(error)] = [type(model).__name__]
 
 
 def _check_untouched(model: nn.Module, config: MemoryConfig) -> None:

@@ -4,8 +4,9 @@ With scores S = Q K^T * scaling + bias + mask, P = softmax(S), Pd = dropout(P), 
 attention keeps Q, K, V and three (b, h, t, t) tensors: P, the dropout's mask and Pd.
 
     recompute   keeps Q, K, V and one bit an element of the mask; S and P are computed again in the
-                backward pass, a few samples at a time, so that of (b, h, t, t) only the mask
-                is ever whole, in the forward pass.
+                backward pass, a part at a time, so that of (b, h, t, t) only the mask is ever
+                whole, in the forward pass. A model that attends by torch's fused kernels ("sdpa")
+                does so still, wherever these keep no (t, t) matrix: without dropout and bias.
     sampled     what the paper does to the two products: each factor of the backward pass that the
                 forward pass would have to keep is kept at the budget of rows, at random. Gradients
                 of Q, K and V are unbiased; unlike everything else here they are not exact.
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wtacrs.attention.functional import for_each_head
 from wtacrs.attention.recomputed import RecomputedAttention
 from wtacrs.attention.sampled import SampledAttention
 from wtacrs.config import ATTENTION
@@ -25,6 +27,11 @@ from wtacrs.sampling.linear import SampledLinear
 from wtacrs.sampling.sampler import Sampler
 
 NAMES = {"recompute": "wtacrs_recompute", "sampled": "wtacrs_sampled"}
+OVER_SDPA = "wtacrs_recompute_sdpa"  # "recompute" in a model that attends by "sdpa" otherwise
+OURS = (*NAMES.values(), OVER_SDPA)
+FLASH = "flash"  # in the names of kernels that keep no (t, t) matrix, and draw dropout by a seed
+# Attributes of attention modules -> what they attend with, which none of ours can.
+UNSUPPORTED = {"attn_logit_softcapping": "softcap", "sinks": "sinks", "alibi": "ALiBi"}
 
 
 def _attend(
@@ -36,29 +43,42 @@ def _attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     position_bias: Tensor | None = None,
+    is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The signature of transformers' AttentionInterface, for either Function."""
     if unknown := [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]:
         raise ValueError(f"{type(module).__name__} attends with {unknown}, which is not supported")
-    groups = getattr(module, "num_key_value_groups", 1)
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    config: Any = module.config
+    trains = module.training and torch.is_grad_enabled()
+    over_sdpa = config._attn_implementation == OVER_SDPA
+    if over_sdpa and (not trains or (dropout == 0 and position_bias is None)):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        given: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
+        if position_bias is not None:
+            given["position_bias"] = position_bias
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **given, **kwargs
+        )
+        return out, None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     biases = [
         bias[(None,) * (4 - bias.dim())]  # (b or 1, h or 1, t or 1, s)
         for bias in (position_bias, attention_mask)
         if bias is not None
     ]
-    config: Any = module.config
-    sampled = config._attn_implementation == NAMES["sampled"]
-    if sampled and module.training and torch.is_grad_enabled():
+    if config._attn_implementation == NAMES["sampled"] and trains:
+        key, value = (for_each_head(x, query.shape[1]) for x in (key, value))
         out = SampledAttention.apply(
             query, key, value, scaling, dropout, _sampler_of(module), *biases
         )
     else:
+        # transformers makes no mask where it expects the kernel to know the order.
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        causal = over_sdpa and attention_mask is None and causal and query.shape[2] > 1
         memo = getattr(module, "memo", None)  # of the bits of dropout, where one is at hand
-        out = RecomputedAttention.apply(query, key, value, scaling, dropout, memo, *biases)
+        out = RecomputedAttention.apply(query, key, value, scaling, dropout, memo, causal, *biases)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -98,19 +118,31 @@ def set_attention(model: Any, name: str) -> None:
             f"attention={name} needs a transformers model with set_attn_implementation; "
             f"{type(model).__name__} has none"
         )
-    if name in NAMES:
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import eager_mask
-
-        AttentionInterface.register(NAMES[name], _attend)
-        AttentionMaskInterface.register(NAMES[name], eager_mask)
-    chosen = NAMES.get(name, name)
+    chosen = _register(model, name) if name in NAMES else name
     model.set_attn_implementation(chosen)
     if model.config._attn_implementation != chosen:
         raise ValueError(
             f"attention={name}: {type(model).__name__} stays with "
             f"{model.config._attn_implementation!r}; it does not use the AttentionInterface"
         )
+
+
+def _register(model: Any, name: str) -> str:
+    """The name under which transformers finds our attention ``name`` for ``model``."""
+    modules = [module for module in model.modules() if "Attention" in type(module).__name__]
+    for attribute, what in UNSUPPORTED.items():
+        if any(getattr(module, attribute, None) is not None for module in modules):
+            raise ValueError(
+                f"attention={name}: {type(model).__name__} attends with {what}, which ours cannot"
+            )
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask, sdpa_mask
+
+    over_sdpa = name == "recompute" and attention_of(model) in ("sdpa", OVER_SDPA)
+    chosen = OVER_SDPA if over_sdpa else NAMES[name]
+    AttentionInterface.register(chosen, _attend)
+    AttentionMaskInterface.register(chosen, sdpa_mask if over_sdpa else eager_mask)
+    return chosen
 
 
 def check_sampled_attention(model: nn.Module) -> None:

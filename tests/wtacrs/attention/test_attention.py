@@ -60,7 +60,7 @@ def inputs(b=3, h=2, t=5, s=7, d=4, dtype=torch.float32):
 
 def attend(q, k, v, *biases, p=0.3):
     torch.manual_seed(5)
-    return RecomputedAttention.apply(q, k, v, 0.6, p, None, *biases)
+    return RecomputedAttention.apply(q, k, v, 0.6, p, None, False, *biases)
 
 
 def plain_attend(q, k, v, *biases, p=0.3):
@@ -77,14 +77,14 @@ def test_gradcheck(dropout):
 
 
 @pytest.mark.parametrize("t", [4, 5])
-@pytest.mark.parametrize("samples", [0, 1, 2, 9, 20])
-def test_in_parts(samples, t, monkeypatch):
-    """A few samples at a time; 0 stands for a sample that is larger than a part. With t = 4 a
-    sample's mask is whole bytes, with t = 5 it is not."""
+@pytest.mark.parametrize("queries", [1, 2, 5, 10, 20, 90, 200])
+def test_in_parts(queries, t, monkeypatch):
+    """Some samples at a time, heads of one, queries of one. With t = 4 a sample's mask is whole
+    bytes, with t = 5 it is not."""
     tensors = inputs(b=20, t=t)
     expected = plain_attend(*tensors)
     gradients = torch.autograd.grad(expected.square().sum(), tensors)
-    monkeypatch.setattr(attention, "CHUNK_BYTES", samples * 4 * 2 * t * 7)
+    monkeypatch.setattr(attention, "CHUNK_BYTES", queries * 4 * 7)
     out = attend(*tensors)
     torch.testing.assert_close(out, expected)
     for mine, plain in zip(
@@ -200,8 +200,9 @@ def test_not_a_transformers_model(name):
 
 
 def test_a_model_that_attends_in_its_own_way():
-    config = SimpleNamespace(_attn_implementation="eager")
-    model = SimpleNamespace(config=config, set_attn_implementation=lambda name: None)
+    model = nn.Identity()
+    model.config = SimpleNamespace(_attn_implementation="eager")
+    model.set_attn_implementation = lambda name: None
     with pytest.raises(ValueError, match="stays with 'eager'; it does not use the AttentionInter"):
         set_attention(model, "recompute")
 
@@ -227,17 +228,29 @@ def test_every_model_attends_in_its_own_copy():
 
 
 @pytest.mark.parametrize(
-    ("device", "b", "size", "samples"),
+    ("device", "shape", "part"),
     [
-        ("cpu", 16, 12 * 128 * 128, 1),  # as many as stay in the cache
-        ("cpu", 16, 12 * 32 * 32, 16),
-        ("cpu", 100, 4 * 64 * 64, 16),
-        ("cuda", 16, 12 * 128 * 128, 5),  # few kernels
-        ("cuda", 100, 12 * 128 * 128, 5),
-        ("cuda", 200, 12 * 128 * 128, 10),
-        ("cuda", 200, 2 * 129 * 129, 32),  # whole bytes of bits
-        ("cpu", 3, 5, 8),
+        ("cpu", (16, 12, 128, 128), (1, 12, 128)),  # as much as stays in the cache
+        ("cpu", (16, 12, 32, 32), (16, 12, 32)),
+        ("cpu", (2, 12, 512, 512), (1, 1, 512)),
+        ("cpu", (1, 2, 4096, 4096), (1, 1, 64)),
+        ("cuda", (16, 12, 128, 128), (5, 12, 128)),  # few kernels
+        ("cuda", (200, 12, 128, 128), (10, 12, 128)),
+        ("cuda", (1, 12, 512, 512), (1, 4, 512)),
+        ("cuda", (1, 1, 4096, 4096), (1, 1, 256)),
+        ("cuda", (1, 1, 2, 1 << 30), (1, 1, 1)),
     ],
 )
-def test_samples_of_a_part(device, b, size, samples):
-    assert attention._samples(b, size, device) == samples
+def test_parts(device, shape, part):
+    """Samples, heads and queries of the first part; all of them cover the scores once, each in
+    one piece."""
+    parts = attention._parts(torch.Size(shape), device)
+    assert tuple(one.stop for one in parts[0]) == part
+    ends = [0]
+    for samples, heads, queries in parts:
+        _, h, t, _ = shape
+        start = (samples.start * h + heads.start) * t + queries.start
+        sizes = [one.stop - one.start for one in (samples, heads, queries)]
+        assert start == ends[-1]
+        ends.append(start + sizes[0] * sizes[1] * sizes[2])
+    assert ends[-1] == shape[0] * shape[1] * shape[2]

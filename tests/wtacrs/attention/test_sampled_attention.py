@@ -36,7 +36,7 @@ def gradients(tensors, p, sampler=None):
     q, k, v, bias = tensors
     torch.manual_seed(5)
     if sampler is None:
-        out = RecomputedAttention.apply(q, k, v, 0.6, p, None, bias)
+        out = RecomputedAttention.apply(q, k, v, 0.6, p, None, False, bias)
     else:
         out = SampledAttention.apply(q, k, v, 0.6, p, sampler, bias)
     dout = torch.sin(torch.arange(out.numel())).view_as(out)
