@@ -115,7 +115,8 @@ class SamplingConfig:
 
 
 _NUMBERS = {(int, float): "a number", (int,): "an integer"}
-LOSSLESS = ("norm", "dropout", "relu", "gate")
+LAYERS = ("norm", "dropout", "relu", "gate")
+LOSSLESS = (*LAYERS, "loss")
 GELU = ("exact", "rounded")
 ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
 RECOMPUTE = ("none", "attention", "block", "checkpoint", "checkpoint_offload")
@@ -127,8 +128,8 @@ class MemoryConfig:
 
     Args:
         sampling: how linear layers are sampled; None leaves them plain.
-        lossless: kinds of layers, of "norm", "dropout", "relu", "gate" (gated feed-forwards), that
-            become exact ones that keep less (``wtacrs.layers``).
+        lossless: what becomes exact and keeps less (``wtacrs.layers``), of "norm", "dropout",
+            "relu", "gate" (gated feed-forwards) and "loss" (of a language model, with its head).
         gelu: "exact" leaves it as it is, "rounded" keeps its derivative in 8 bits, unbiased.
         attention: "default" (the model's), "eager" and "sdpa" (transformers'), "recompute" and
             "sampled" (``wtacrs.attention``).

@@ -7,7 +7,7 @@ from typing import Any
 ESTIMATORS = ("full", "uniform", "crs", "deterministic", "wtacrs", "wtacrs_exact", "pps")
 GRAD_NORMS = ("none", "position", "sample", "auto")
 CENTRES = ("none", "classes", "lowrank")
-LOSSLESS = ("norm", "dropout", "relu", "gate")
+LOSSLESS = ("norm", "dropout", "relu", "gate", "loss")
 GELU = ("exact", "rounded")
 ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
 RECOMPUTE = ("none", "attention", "block", "checkpoint", "checkpoint_offload")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.config.known import TEXT_TO_TEXT
+from experiments.config.known import LOSSLESS, TEXT_TO_TEXT
 from experiments.errors import UserError
 from experiments.records.store import write_json
 
@@ -32,7 +32,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "memory": {"lossless": [], "gelu": "exact", "attention": "default", "recompute": "none"},
 }
 
-FIRST_KINDS = ("norm", "dropout", "relu")  # memory.lossless of lean, leanest and paper, at first
+FIRST_KINDS = ("norm", "dropout", "relu")  # memory.lossless of lean, leanest and paper, at first,
+PLANNED_KINDS = (*FIRST_KINDS, "gate")  # and of the first plans
 
 
 class RecordError(UserError):
@@ -85,11 +86,13 @@ def _as_before(kept: dict[str, Any], by_mode: bool) -> None:
         renamed = {"bf16-autocast": "bf16", "bf16": "bf16 throughout"}
         training["precision"] = renamed.get(training["precision"], training["precision"])
     memory = kept.get("memory", {})
-    if by_mode and "lossless" in memory:
-        # The presets have a kind more since; the models of those records have none of that kind.
-        renamed_kinds = {(*FIRST_KINDS, "gate"): FIRST_KINDS, FIRST_KINDS: (*FIRST_KINDS, "alone")}
-        kinds = tuple(memory["lossless"])
-        memory["lossless"] = [*renamed_kinds.get(kinds, kinds)]
+    if "lossless" in memory:
+        # The presets have kinds more since; the models of those records have none of these.
+        kinds, first = tuple(memory["lossless"]), FIRST_KINDS if by_mode else PLANNED_KINDS
+        if kinds == LOSSLESS:
+            memory["lossless"] = [*first]
+        elif kinds == LOSSLESS[: len(kinds)] and len(kinds) >= len(first):
+            memory["lossless"] = [*kinds, "alone"]
     architecture = kept.get("model", {}).get("architecture") or {}
     if architecture.get("model_type") not in TEXT_TO_TEXT:  # what no other model reads or writes
         kept.get("task", {}).pop("text_to_text", None)  # a copy's: see config_hash

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from wtacrs import SamplingConfig, sample_linears_
-from wtacrs.config import LOSSLESS as KINDS
+from wtacrs.config import LAYERS as KINDS
 from wtacrs.layers import save_less_
 from wtacrs.layers.chunks import chunk_feed_forward_
 from wtacrs.recompute import recompute_

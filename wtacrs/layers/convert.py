@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from wtacrs.config import GELU
-from wtacrs.config import LOSSLESS as KINDS
+from wtacrs.config import LAYERS as KINDS
 from wtacrs.layers.gated import GatedForward, gate_, restore_gates_
 from wtacrs.layers.gelu import RoundedGELU
 from wtacrs.layers.masks import DoneDropout, LosslessDropout, LosslessReLU, LosslessReLUDropout
