@@ -1,11 +1,11 @@
-"""What is planned for the paper's Table 2 and the memory figures, and kept as records.
+"""What is planned for the paper's Table 2, the memory figures and decoders, and kept as records.
 
     python -m experiments.plan.published table2 --records results/plan
-    python -m experiments.plan.published batches --records results/plan
 
 table2: a step of T5-Base and T5-Large under each method, batch 100, 128 tokens, float32, AdamW,
 dropout 0.1, targets of 2 tokens. batches: the largest batch in 24, 40 and 80 GiB of T5-Large and
-T5-3B, with parameters, gradients and optimizer state in bf16.
+T5-3B, with parameters, gradients and optimizer state in bf16. decoders: a step of decoders of today
+in bf16, at three sizes of batch.
 
 What has a record is planned again only if the code has changed that made it, or with --overwrite.
 An index beside the records says which of them is which row; reports read that.
@@ -55,8 +55,36 @@ BATCH_MODELS = {"T5-Large": "t5_large", "T5-3B": "t5_3b"}
 FITS = ("24GiB", "40GiB", "80GiB")
 
 
+DECODERS = {
+    "Llama-3.2-1B": ("llama_1b", "llama"),
+    "Qwen3-0.6B": ("qwen3_600m", "qwen3"),
+    "Gemma-3-1B": ("gemma3_1b", "gemma3_text"),
+    "Mixtral-2B": ("mixtral_2b", "mixtral"),
+}  # model, and its type
+DECODER_SIZES = {
+    f"{batch} × {tokens:,}": (f"batch_size={batch}", f"max_length={tokens}")
+    for batch, tokens in ((1, 1024), (8, 1024), (1, 8192))
+}
+DECODER_METHODS = {
+    FULL: ("memory=plain",),
+    "checkpoint": ("memory=checkpoint",),
+    "checkpoint, our loss": ("memory=checkpoint", "memory.lossless=[loss]"),
+    "lean@0.3": ("memory=lean", "budget=0.3"),
+    "leanest@0.3": ("memory=leanest", "budget=0.3"),
+    "leanest@0.1": ("memory=leanest", "budget=0.1"),
+    "LoRA": ("memory=plain", "tuning=lora"),
+    "LoRA+checkpoint": ("memory=checkpoint", "tuning=lora"),
+    "LoRA+checkpoint, our loss": ("memory=checkpoint", "memory.lossless=[loss]", "tuning=lora"),
+    "LoRA+lean@0.3": ("memory=lean", "budget=0.3", "tuning=lora"),
+    "LoRA+leanest@0.3": ("memory=leanest", "budget=0.3", "tuning=lora"),
+}
+ADAPTED = "[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"
+
+
 def rows(name: str) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Model -> method -> overrides, of ``table2`` or ``batches``."""
+    """Model -> method -> overrides, of ``table2``, ``batches`` or ``decoders``."""
+    if name == "decoders":
+        return _of_decoders()
     of_step = (STEP_MODELS, METHODS, STEP_SIZE)
     models, methods, size = (
         of_step if name == "table2" else (BATCH_MODELS, BATCH_METHODS, BATCH_SIZE)
@@ -65,6 +93,20 @@ def rows(name: str) -> dict[str, dict[str, tuple[str, ...]]]:
         title: {method: (f"model={model}", *size, *METHODS[method]) for method in methods}
         for title, model in models.items()
     }
+
+
+def _of_decoders() -> dict[str, dict[str, tuple[str, ...]]]:
+    """A "model" is one at a size: its full row is what the others of that size are held against."""
+    found = {}
+    for title, (model, model_type) in DECODERS.items():
+        targets = f"+tuning.targets.{model_type}={ADAPTED}"
+        for size, given in DECODER_SIZES.items():
+            common = (f"model={model}", *given, "precision=bf16", "device=cuda")
+            found[f"{title}, {size}"] = {
+                method: (*common, *own, *((targets,) if "tuning=lora" in own else ()))
+                for method, own in DECODER_METHODS.items()
+            }
+    return found
 
 
 def publish(name: str, find: Callable[[tuple[str, ...]], Path | None], folder: Path) -> int:
@@ -87,12 +129,12 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("table2", "batches"))
+    parser.add_argument("what", choices=("table2", "batches", "decoders"))
     parser.add_argument("--records", type=Path, default=Path("outputs/plan"))
     parser.add_argument("--overwrite", action="store_true", help="plan again what has a record")
     parser.add_argument("--recorded", action="store_true", help="plan nothing: index what is there")
     options = parser.parse_args(arguments)
-    kind = "step" if options.what == "table2" else "batches"
+    kind = "batches" if options.what == "batches" else "step"
 
     def find(overrides: tuple[str, ...]) -> Path | None:
         if kind == "step" and not options.recorded:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.config import ROOT
 from experiments.errors import UserError
-from experiments.reports import figure8, figures, table2, tables
+from experiments.reports import decoders, figure8, figures, table2, tables
 
 Build = Callable[[Path, Path, Path], None]  # results, where tables/ and figures/ go, the document
 
@@ -45,6 +45,11 @@ def memory_table(results: Path, output: Path, document: Path) -> None:
     figures.draw("memory", results / "plan", output)
 
 
+def decoder_table(results: Path, output: Path, document: Path) -> None:
+    """A step of decoders of today, here and in README."""
+    decoders.write(results / "plan", output / "tables" / "decoders", document)
+
+
 def batches(results: Path, output: Path, document: Path) -> None:
     """The figure of the largest batches."""
     figures.draw("batches", results / "plan", output)
@@ -66,6 +71,7 @@ def throughput(results: Path, output: Path, document: Path) -> None:
 PUBLISHED: dict[str, Build] = {
     **{"ablation": ablation, "centred": centred, "variance": variance},
     **{"table1": table1, "table2": memory_table, "batches": batches, "figure8": throughput},
+    "decoders": decoder_table,
 }
 
 
