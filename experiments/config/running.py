@@ -35,6 +35,7 @@ class TrainingConfig:
     precision: str = "fp32"
     device: str = "auto"  # or cpu
     checkpoint_steps: int = 0  # above 0: save every so many steps, and resume from the last one
+    checkpoint_minutes: float = 5  # the same by the clock; 0: not
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -48,6 +49,7 @@ class TrainingConfig:
             check_range("training.max_steps", self.max_steps, 1, most=MOST_STEPS, remedy=end)
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "checkpoint_steps"):
             check_range(f"training.{name}", getattr(self, name), 0)
+        check_range("training.checkpoint_minutes", self.checkpoint_minutes, 0)
         if not 0 <= self.warmup_ratio < 1:
             rule = "is a share of all steps, in [0, 1), for instance 0.06"
             raise wrong("training.warmup_ratio", self.warmup_ratio, rule)

@@ -21,7 +21,7 @@ STATUSES = ("completed", "failed", "out_of_memory", "interrupted")
 NOT_HASHED = {
     "": ("results_dir", "overwrite", "logging", "plugins", "mode"),  # measure.alone says the mode
     "task": ("data_dir",),
-    "training": ("progress", "checkpoint_steps"),
+    "training": ("progress", "checkpoint_steps", "checkpoint_minutes"),
     "memory": ("name", "sample_linears"),  # the other keys and the estimator say it all
 }
 # What came later than the first records is left out while it has its default, so that these keep

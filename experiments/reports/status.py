@@ -23,8 +23,8 @@ from typing import Any
 from experiments.config import RunConfig, as_record, compose
 from experiments.config.arguments import check_arguments, grid
 from experiments.errors import UserError
+from experiments.records.claims import SUFFIX, is_alive, read_claim
 from experiments.records.record import config_hash, read_record
-from experiments.records.running import SUFFIX, is_alive, read_mark
 
 Config = dict[str, Any]
 STATES = ("completed", "running", "failed", "out_of_memory", "interrupted", "missing")
@@ -66,10 +66,10 @@ def read_sweep(folder: Path, overrides: Sequence[str] = ()) -> Sweep:
             message = (record.error.get("message") or "").splitlines()
             sweep.errors[path.stem] = ": ".join([record.error.get("type", "?"), *message[:1]])
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        if (mark := read_mark(path)) is not None:
-            state = "running" if is_alive(mark) else "interrupted"
+        if (claim := read_claim(path)) is not None:
+            state = "running" if is_alive(claim, path) else "interrupted"
             sweep.found[state].append(path.stem)
-            sweep.configs.append(mark["config"])
+            sweep.configs.append(claim["config"])
     sweep.found["missing"] = missing(sweep.configs, overrides)
     return sweep
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 from transformers import TrainerCallback
 
 from experiments.errors import UserError
+from experiments.run.interruption import Interruption
 from experiments.run.probe import VarianceProbe
 from experiments.run.training import BatchFacts
 from wtacrs import Handle
 
 STATE_FILE = "wtacrs_state.pt"
+REPLACES = "replaces.txt"  # beside the checkpoints of a run with overwrite=true: sum of the record
 MANIFEST = "complete.json"  # the last file of a checkpoint: sizes and sums of all others
 
 
@@ -34,6 +37,8 @@ class Checkpoints(TrainerCallback):
         facts: counts its steps.
         probe: measures while it trains, if anything does.
         resume_from: the checkpoint to go on from, or None.
+        minutes: between two checkpoints, beside those that the Trainer makes; 0: none.
+        interruption: asks for one, and ends the run with it.
     """
 
     def __init__(
@@ -42,6 +47,8 @@ class Checkpoints(TrainerCallback):
         facts: BatchFacts,
         probe: VarianceProbe | None,
         resume_from: Path | None,
+        minutes: float = 0.0,
+        interruption: Interruption | None = None,
     ) -> None:
         owners = {
             "facts": facts,
@@ -51,6 +58,8 @@ class Checkpoints(TrainerCallback):
         self.owners: dict[str, Any] = {name: o for name, o in owners.items() if o is not None}
         self.resume_from = resume_from
         self._waiting = False
+        self._minutes, self._last = minutes, time.monotonic()
+        self._interruption = interruption or Interruption()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.resume_from is not None:
@@ -65,6 +74,8 @@ class Checkpoints(TrainerCallback):
                 owner.load_state_dict(saved[name])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        due = time.monotonic() - self._last > 60 * self._minutes > 0
+        control.should_save |= due or self._interruption.asked is not None
         if state.global_step >= state.max_steps:
             control.should_save = False
         elif control.should_save and float(state.epoch).is_integer():
@@ -82,6 +93,8 @@ class Checkpoints(TrainerCallback):
         for older in sorted(path.parent.glob("checkpoint-*")):
             if older != path:
                 remove(older)
+        self._last = time.monotonic()
+        self._interruption.raise_if_asked()
 
 
 def seal(path: Path) -> None:
@@ -115,6 +128,18 @@ def damage(path: Path) -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         return f"{MANIFEST}: {error}"
     return None
+
+
+def start_over(folder: Path, record: Path) -> None:
+    """Make ``folder`` a new one for a run that is to replace the completed ``record``, unless it is
+    of such a run already, which was cut off."""
+    replaced = hashlib.sha256(record.read_bytes()).hexdigest() if record.exists() else "nothing"
+    mark = folder / REPLACES
+    if mark.exists() and mark.read_text() == replaced:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    mark.write_text(replaced)
 
 
 def keep_last_checkpoint(folder: Path) -> Path | None:

@@ -7,6 +7,7 @@ run again.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import math
@@ -23,19 +24,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from experiments.config import LoggingConfig, RunConfig, as_record
 from experiments.errors import UserError
+from experiments.records.claims import Claim, UnderWay, claimed
 from experiments.records.provenance import provenance
-from experiments.records.record import (
-    RunRecord,
-    check_writable,
-    read_record,
-    record_path,
-    write_record,
-)
-from experiments.records.running import marked
+from experiments.records.record import RunRecord, check_writable, record_path
 from experiments.run import checkpoints, measure, training, tuning
 from experiments.run.attribution import measure_alone
+from experiments.run.interruption import Interruption
 from experiments.run.memory import memory_config, save_memory
 from experiments.run.models import load_architecture, load_model, load_tokenizer, model_name
+from experiments.run.outcome import RunError, existing, keep, status_of
 from experiments.run.probe import VarianceProbe
 from experiments.run.summary import show
 from experiments.run.tasks import TaskData, load_task
@@ -45,12 +42,11 @@ from wtacrs import Handle
 CHECKPOINTS = Path("outputs/checkpoints")
 
 
-class RunError(UserError):
-    """The run did not complete; its record, if it got that far, says why."""
-
-
-def run(config: RunConfig) -> RunRecord:
+def run(config: RunConfig) -> RunRecord | None:
     """Carry out the run that ``config`` describes, or return the record it has already.
+
+    Returns:
+        The record; None where another process carries the run out.
 
     Raises:
         RunError: bad input (nothing was trained), or a failure (recorded).
@@ -61,33 +57,61 @@ def run(config: RunConfig) -> RunRecord:
         load_plugins(config)
         path = record_path(as_record(config))
         check_writable(path.parent)
-        done = existing(path, config.overwrite)
-    except UserError as error:
-        raise RunError(str(error)) from error
-    if done is not None:
+        with claimed(path, as_record(config)) as claim:
+            # Looked for now: another process may just have written it.
+            if (done := existing(path, config.overwrite)) is None:
+                return completed(config, path, claim)
         print(f"skipped, completed before: {path}; overwrite=true runs it again")
         return done
+    except UnderWay as other:
+        print(f"skipped, {other}")
+        return None
+    except RunError:
+        raise
+    except UserError as error:
+        raise RunError(str(error)) from error
+    except OSError as error:
+        raise RunError(f"results_dir={config.results_dir}: {error}") from error
+
+
+def completed(config: RunConfig, path: Path, claim: Claim) -> RunRecord:
+    """Carry out a run that is claimed and write its record, however it ends.
+
+    Raises:
+        RunError, KeyboardInterrupt: as ``run`` does.
+    """
     record = RunRecord("failed", as_record(config), provenance=provenance())
-    started = time.perf_counter()
-    try:
-        with marked(path, record.config):
-            carry_out(config, record, CHECKPOINTS / path.stem)
-        record.status = "completed"
-    except BaseException as error:
-        record.status = status_of(error)
-        record.error = {"type": type(error).__name__, "message": str(error)}
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        if record.status == "failed" and not isinstance(error, UserError):
-            traceback.print_exc()
-        raise RunError(f"{str(error) or type(error).__name__}\nrecord: {path}") from None
-    finally:
-        record.provenance["seconds"] = time.perf_counter() - started
-        write_record(record, path)
-        if config.logging.name == "wandb" and (wandb := sys.modules.get("wandb")):
-            wandb.finish()  # or the next run of a sweep would log into this one
+    started, folder = time.perf_counter(), checkpoint_folder(path)
+    with Interruption() as interruption:
+        try:
+            if config.overwrite:
+                checkpoints.start_over(folder, path)
+            carry_out(config, record, folder, interruption)
+            record.status = "completed"
+        except BaseException as error:
+            record.status = status_of(error)
+            record.error = {"type": type(error).__name__, "message": str(error)}
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            if record.status == "failed" and not isinstance(error, UserError):
+                traceback.print_exc()
+            raise RunError(f"{str(error) or type(error).__name__}\nrecord: {path}") from None
+        finally:
+            interruption.hold()
+            record.provenance["seconds"] = time.perf_counter() - started
+            keep(record, path, claim)
+            if config.logging.name == "wandb" and (wandb := sys.modules.get("wandb")):
+                wandb.finish()  # or the next run of a sweep would log into this one
+    shutil.rmtree(folder, ignore_errors=True)
     show(record, path)
     return record
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """Where the checkpoints of the run with the record ``path`` lie: another one for each folder
+    of results."""
+    folder = hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:8]
+    return CHECKPOINTS / f"{path.stem}-{folder}"
 
 
 def load_plugins(config: RunConfig) -> None:
@@ -120,19 +144,13 @@ def check_probes(config: RunConfig, rows: int) -> None:
         )
 
 
-def existing(path: Path, overwrite: bool) -> RunRecord | None:
-    """The completed record at ``path``, if the run need not be done again."""
-    if overwrite or not path.exists():
-        return None
-    record = read_record(path)
-    if record.status == "completed":
-        return record
-    print(f"running again, it was {record.status}: {path}")
-    return None
+def carry_out(
+    config: RunConfig, record: RunRecord, folder: Path, interruption: Interruption
+) -> None:
+    """Load, train, measure; fills the sections of ``record`` as they become known.
 
-
-def carry_out(config: RunConfig, record: RunRecord, folder: Path) -> None:
-    """Load, train, measure; fills the sections of ``record`` as they become known."""
+    ``folder`` has the checkpoints.
+    """
     tokenizer, data, model, handle = prepare(config)
     sampler = handle.sampler
     if config.measure.alone:
@@ -140,17 +158,16 @@ def carry_out(config: RunConfig, record: RunRecord, folder: Path) -> None:
         record.memory, record.attribution = measured
         record.sampling = tuning.describe_sampling(sampler)
         return
-    if config.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
     resume_from = checkpoints.keep_last_checkpoint(folder)
     probe = None
     if sampler is not None and config.measure.probe_steps is not None:
         check_probes(config, len(data.train))
         probe = VarianceProbe(model, sampler, config.measure)
     facts = training.BatchFacts(model, config.measure.warmup_steps)
-    saver = checkpoints.Checkpoints(handle, facts, probe, resume_from)
+    minutes = config.training.checkpoint_minutes
+    saver = checkpoints.Checkpoints(handle, facts, probe, resume_from, minutes, interruption)
     timer = measure.StepTimer()
-    callbacks: list[TrainerCallback] = [timer, saver]
+    callbacks: list[TrainerCallback] = [timer, saver, interruption]
     prepare_logging(config.logging)
     trainer = training.build_trainer(config, model, tokenizer, data, folder, callbacks)
     if resume_from is not None:
@@ -165,7 +182,6 @@ def carry_out(config: RunConfig, record: RunRecord, folder: Path) -> None:
         record.memory = measure.measure_memory(trainer, model, rows, sampler)
     if probe is not None:
         record.variance = {"probes": probe.results}
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepare(
@@ -196,14 +212,3 @@ def prepare_logging(config: LoggingConfig) -> None:
             raise UserError("logging=wandb needs a package: pip install wandb, or logging=none")
         os.environ.setdefault("WANDB_PROJECT", config.project or "")
         os.environ.setdefault("WANDB_MODE", config.mode or "")
-
-
-def status_of(error: BaseException) -> str:
-    """The status of a run that ended with ``error``."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    # torch has no class of its own for a failed host allocation.
-    no_host_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or no_host_memory:
-        return "out_of_memory"
-    return "failed"

@@ -83,7 +83,7 @@ def test_a_run_that_measures_memory_alone(make_config, tmp_path, capsys, monkeyp
     monkeypatch.delattr(Trainer, "evaluate")
     overrides = ("measure=memory", "training.max_steps=-1", "training.epochs=50")
     run(make_config(*overrides))
-    (path,) = (tmp_path / "runs").iterdir()
+    (path,) = (tmp_path / "runs").glob("[!.]*")
     record = json.loads(path.read_text())
     assert (record["status"], record["metrics"], record["throughput"]) == ("completed", None, None)
     assert record["sampling"]["layers"] == 12
@@ -106,7 +106,7 @@ def test_memory_alone_is_that_of_a_run(make_config, tmp_path):
     run(make_config("training.max_steps=4"))
     run(make_config("training.max_steps=4", "measure=memory"))
     alone, whole = sorted(
-        (json.loads(path.read_text()) for path in (tmp_path / "runs").iterdir()),
+        (json.loads(path.read_text()) for path in (tmp_path / "runs").glob("[!.]*")),
         key=lambda record: record["metrics"] is not None,
     )
     assert "attribution" not in whole

@@ -10,14 +10,14 @@ from experiments.run.models import model_name
 from experiments.run.runner import run
 
 
-def test_a_mark_lies_beside_the_record_while_it_runs(make_config, tmp_path, monkeypatch):
-    def look(config, record, folder):
-        found.extend(path.name for path in (tmp_path / "runs").iterdir())
+def test_a_claim_lies_beside_the_record_while_it_runs(make_config, tmp_path, monkeypatch):
+    def look(config, record, folder, interruption):
+        found.extend(path.name for path in (tmp_path / "runs").glob("[!.]*"))
 
     found = []
     monkeypatch.setattr(runner, "carry_out", look)
     run(make_config())
-    (record,) = (tmp_path / "runs").iterdir()
+    (record,) = (tmp_path / "runs").glob("[!.]*")
     assert found == [f"{record.stem}.running"]
 
 

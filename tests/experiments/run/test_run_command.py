@@ -66,7 +66,7 @@ def test_run_in_a_process_of_its_own(tmp_path, tiny_overrides):
         [sys.executable, str(RUN), *given], cwd=tmp_path, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
-    (path,) = (tmp_path / "runs").iterdir()
+    (path,) = (tmp_path / "runs").glob("[!.]*")
     assert done.stdout.splitlines()[-1] == f"runs/{path.name}"
 
 
@@ -121,7 +121,7 @@ def test_data_or_model_that_cannot_be_had(arguments, parts, command, records, tm
 
 def test_broken_record_is_left_alone(command, tmp_path):
     assert command("measure.memory=false")[0] == 0
-    (path,) = (tmp_path / "runs").iterdir()
+    (path,) = (tmp_path / "runs").glob("[!.]*")
     path.write_text("{")
     status, _, error = command("measure.memory=false")
     assert (status, path.read_text()) == (1, "{")

@@ -8,6 +8,7 @@ import torch
 
 from experiments.config import as_record
 from experiments.errors import UserError
+from experiments.records.claims import LOCK
 from experiments.records.record import read_record, record_path, write_record
 from experiments.run import measure, runner
 from experiments.run.runner import RunError, run
@@ -32,7 +33,7 @@ def path_of(config):
 @pytest.fixture
 def only_record(tmp_path):
     def read():
-        (path,) = (tmp_path / "runs").iterdir()  # the record, and no temporary file
+        (path,) = {*(tmp_path / "runs").iterdir()} - {tmp_path / "runs" / LOCK}  # no temporary file
         return json.loads(path.read_text())
 
     return read
@@ -55,7 +56,7 @@ def leave_record(make_record):
 def carry_out(monkeypatch, make_record):
     """Stands for the training: counts its calls, or raises ``carry_out.error``."""
 
-    def stand_in(config, record, folder):
+    def stand_in(config, record, folder, interruption):
         stand_in.calls += 1
         if stand_in.error is not None:
             raise stand_in.error

@@ -10,6 +10,7 @@ from transformers import Trainer
 from experiments.errors import UserError
 from experiments.records.record import RunRecord
 from experiments.run import checkpoints, measure, runner
+from experiments.run.interruption import Interruption
 from experiments.run.training import longest_batch, pad_pixels, training_arguments
 
 # Three steps an epoch, two epochs; dropout draws from the global generator, wtacrs from its own.
@@ -49,7 +50,9 @@ def train(make_config, monkeypatch, tmp_path):
         losses.clear()
         config, record = make_config(*RESUMED, *overrides), RunRecord("failed", {})
         try:
-            runner.carry_out(config, record, tmp_path / folder)
+            if config.overwrite:
+                checkpoints.start_over(tmp_path / folder, tmp_path / "none.json")
+            runner.carry_out(config, record, tmp_path / folder, Interruption())
         except KeyboardInterrupt:
             assert record.metrics is None
         return record, losses.copy(), handles[-1]
@@ -132,7 +135,6 @@ def test_unfinished_checkpoint_is_passed_over(train, tmp_path):
     assert train("training.checkpoint_steps=2", cut_after=3)[1] == losses[2:]
     (folder / "checkpoint-2" / checkpoints.MANIFEST).unlink()  # cut off while it was removed
     assert train("training.checkpoint_steps=2")[1][:3] == losses
-    assert not [*folder.glob("*")]
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "model.safetensors", checkpoints.STATE_FILE])
@@ -177,13 +179,27 @@ def test_last_checkpoint(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
 
 
-def test_checkpoints_go_when_the_run_is_done(train, tmp_path):
-    train("training.checkpoint_steps=2", cut_after=3)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
-    train("training.checkpoint_steps=2", "overwrite=true", cut_after=1)  # starts from the start
-    assert not (tmp_path / "checkpoints").exists() or not any((tmp_path / "checkpoints").iterdir())
-    train("training.checkpoint_steps=2")
-    assert not (tmp_path / "checkpoints").exists()
+def test_a_run_that_replaces_a_record_goes_on_where_it_was_cut_off(train, tmp_path):
+    """It starts from the start once, not again at each command."""
+    folder = tmp_path / "checkpoints"
+    _, losses, _ = train("training.checkpoint_steps=2", cut_after=3)
+    again = ("training.checkpoint_steps=2", "overwrite=true")
+    assert train(*again, cut_after=3)[1] == losses[:3]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "replaces.txt"]
+    assert train(*again, cut_after=3)[1] == losses[2:3]
+    (tmp_path / "none.json").write_text("{}")  # a run that replaces another record
+    assert train(*again, cut_after=3)[1] == losses[:3]
+
+
+def test_checkpoints_by_the_clock(train, tmp_path):
+    """Here with each step; the run is the same."""
+    whole, losses, _ = train(folder="whole")
+    _, before, _ = train("training.checkpoint_minutes=1e-9", cut_after=4)
+    assert before == losses[:4]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-3"]
+    resumed, after, _ = train("training.checkpoint_minutes=5")
+    assert after == losses[3:]
+    assert resumed.metrics == whole.metrics
 
 
 def test_pad_pixels():
