@@ -37,6 +37,7 @@ class TrainingConfig:
     checkpoint_steps: int = 0  # above 0: save every so many steps, and resume from the last one
     checkpoint_minutes: float = 5  # the same by the clock; 0: not
     progress: bool = True
+    world_size: int = left_out(1)  # processes that share a batch; torchrun says how many
 
     def __post_init__(self) -> None:
         check_range("training.epochs", self.epochs, above=0, most=100_000)
@@ -53,6 +54,9 @@ class TrainingConfig:
         if not 0 <= self.warmup_ratio < 1:
             rule = "is a share of all steps, in [0, 1), for instance 0.06"
             raise wrong("training.warmup_ratio", self.warmup_ratio, rule)
+        if self.world_size < 1 or self.batch_size % self.world_size:
+            rule = f"processes cannot share a batch of training.batch_size={self.batch_size} evenly"
+            raise wrong("training.world_size", self.world_size, rule)
         check_choice("training.precision", self.precision, PRECISIONS)
         check_choice("training.device", self.device, ("auto", "cpu"))
 

@@ -16,10 +16,11 @@ from transformers import TrainerCallback
 from experiments.errors import UserError
 from experiments.run.interruption import Interruption
 from experiments.run.probe import VarianceProbe
+from experiments.run.ranks import any_of, gather, rank
 from experiments.run.training import BatchFacts
 from wtacrs import Handle
+from wtacrs.integrations.trainer import state_file
 
-STATE_FILE = "wtacrs_state.pt"
 REPLACES = "replaces.txt"  # beside the checkpoints of a run with overwrite=true: sum of the record
 MANIFEST = "complete.json"  # the last file of a checkpoint: sizes and sums of all others
 
@@ -63,7 +64,7 @@ class Checkpoints(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.resume_from is not None:
-            file = self.resume_from / STATE_FILE
+            file = self.resume_from / state_file(rank())
             saved = torch.load(file, weights_only=True)
             if saved.keys() != self.owners.keys():
                 raise UserError(
@@ -75,25 +76,32 @@ class Checkpoints(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = time.monotonic() - self._last > 60 * self._minutes > 0
-        control.should_save |= due or self._interruption.asked is not None
+        control.should_save |= any_of(due or self._interruption.asked is not None)
         if state.global_step >= state.max_steps:
             control.should_save = False
         elif control.should_save and float(state.epoch).is_integer():
             control.should_save, self._waiting = False, True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if (sampler := self.owners["memory"].sampler) is not None:
+            sampler.gather()
         if self._waiting:
             control.should_save, self._waiting = True, False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = {name: owner.state_dict() for name, owner in self.owners.items()}
         path = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        torch.save(saved, path / STATE_FILE)
-        seal(path)
-        for older in sorted(path.parent.glob("checkpoint-*")):
-            if older != path:
-                remove(older)
+        path.mkdir(parents=True, exist_ok=True)
+        torch.save(saved, path / state_file(rank()))
+        gather([None])  # all have written theirs
+        if rank() == 0:
+            seal(path)
+            for older in sorted(path.parent.glob("checkpoint-*")):
+                if older != path:
+                    remove(older)
         self._last = time.monotonic()
+        told = gather([self._interruption.asked])
+        self._interruption.asked = next((name for name in told if name is not None), None)
         self._interruption.raise_if_asked()
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+from experiments.run.ranks import gather, world_size
 from experiments.run.training import BatchFacts
 from wtacrs import Sampler
 from wtacrs.measure.step import measure_step
@@ -55,8 +56,9 @@ def describe_throughput(timer: StepTimer, facts: BatchFacts) -> dict[str, Any]:
     }
     if len(seconds):
         median, p10, p90 = np.percentile(seconds, [50, 10, 90]).tolist()
-        described["samples_per_second"] = sum(facts.samples[warmup_steps:]) / seconds.sum()
-        described["tokens_per_second"] = int(facts.tokens) / seconds.sum()
+        samples, tokens = sum(facts.samples[warmup_steps:]), int(facts.tokens)
+        described["samples_per_second"] = sum(gather([samples])) / seconds.sum()
+        described["tokens_per_second"] = sum(gather([tokens])) / seconds.sum()
         described["step_seconds"] = {"median": median, "p10": p10, "p90": p90}
     return described
 
@@ -82,7 +84,9 @@ def measure_memory(
     batch, step = step_on(trainer, rows)
     assert trainer.optimizer is not None
     measured = measure_step(model, trainer.optimizer, batch, step=step)
+    peaks = gather([measured.peak_bytes])
     return {
+        **({"peak_bytes_by_rank": peaks} if world_size() > 1 else {}),
         "device": device_name(trainer.args.device),
         **asdict(measured),
         "temporary_bytes": measured.at_peak["temporary"],

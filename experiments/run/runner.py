@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 import traceback
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from experiments.errors import UserError
 from experiments.records.claims import Claim, UnderWay, claimed
 from experiments.records.provenance import provenance
 from experiments.records.record import RunRecord, check_writable, record_path
-from experiments.run import checkpoints, measure, training, tuning
+from experiments.run import checkpoints, measure, ranks, training, tuning
 from experiments.run.attribution import measure_alone
 from experiments.run.interruption import Interruption
 from experiments.run.memory import memory_config, save_memory
@@ -53,13 +54,22 @@ def run(config: RunConfig) -> RunRecord | None:
         KeyboardInterrupt: after the record has been written.
     """
     try:
-        config = replace(config, model=replace(config.model, name=model_name(config.model)))
+        config = replace(
+            config,
+            model=replace(config.model, name=model_name(config.model)),
+            training=replace(config.training, world_size=ranks.world_size()),
+        )
         load_plugins(config)
+        ranks.join(config)
         path = record_path(as_record(config))
+        if ranks.rank() > 0:
+            follow(config, path)
+            return None
         check_writable(path.parent)
-        with claimed(path, as_record(config)) as claim:
+        with ranks.leading() as lead, claimed(path, as_record(config)) as claim:
             # Looked for now: another process may just have written it.
             if (done := existing(path, config.overwrite)) is None:
+                lead()
                 return completed(config, path, claim)
         print(f"skipped, completed before: {path}; overwrite=true runs it again")
         return done
@@ -72,6 +82,14 @@ def run(config: RunConfig) -> RunRecord | None:
         raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(f"results_dir={config.results_dir}: {error}") from error
+
+
+def follow(config: RunConfig, path: Path) -> None:
+    """Carry out the share of a process that is not the first, if that one says so."""
+    if ranks.follows():
+        with redirect_stdout(None), Interruption() as interruption:
+            record = RunRecord("failed", as_record(config))
+            carry_out(config, record, checkpoint_folder(path), interruption)
 
 
 def completed(config: RunConfig, path: Path, claim: Claim) -> RunRecord:
@@ -158,7 +176,8 @@ def carry_out(
         record.memory, record.attribution = measured
         record.sampling = tuning.describe_sampling(sampler)
         return
-    resume_from = checkpoints.keep_last_checkpoint(folder)
+    resume_from = checkpoints.keep_last_checkpoint(folder) if ranks.rank() == 0 else None
+    resume_from = ranks.agreed(resume_from)
     probe = None
     if sampler is not None and config.measure.probe_steps is not None:
         check_probes(config, len(data.train))
@@ -178,7 +197,8 @@ def carry_out(
     record.throughput = measure.describe_throughput(timer, facts)
     record.sampling = tuning.describe_sampling(sampler)
     if config.measure.memory:
-        rows = training.longest_batch(data.train, config.training.batch_size)
+        share = config.training.batch_size // config.training.world_size
+        rows = training.longest_batch(data.train, share)
         record.memory = measure.measure_memory(trainer, model, rows, sampler)
     if probe is not None:
         record.variance = {"probes": probe.results}

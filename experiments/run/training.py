@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from transformers import (
 from experiments.config import RunConfig
 from experiments.errors import UserError
 from experiments.run import protocol
+from experiments.run.ranks import gather
 from experiments.run.tasks import TaskData
 from experiments.run.text2text import TextTrainer, is_text_to_text, text_to_text
 from wtacrs.facts import IGNORED
@@ -85,7 +87,13 @@ class BatchFacts:
     @property
     def mean_loss(self) -> float:
         """Mean loss over all training steps so far; not finite once a loss was not."""
-        return float(self.loss_sum) / self.steps
+        return mean(gather([float(self.loss_sum) / self.steps]))
+
+    @property
+    def mean_curve(self) -> dict[str, list[float]]:
+        """``curve``, its losses the means over processes."""
+        losses = zip(*gather([self.curve["loss"]]), strict=True)
+        return {"step": self.curve["step"], "loss": [mean(each) for each in losses]}
 
     def state_dict(self) -> dict[str, Any]:
         """What the losses of the whole run need; times, and so tokens, are of each part."""
@@ -108,7 +116,7 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         output_dir=str(folder),
         num_train_epochs=t.epochs,
         max_steps=t.max_steps,
-        per_device_train_batch_size=t.batch_size,
+        per_device_train_batch_size=t.batch_size // t.world_size,
         per_device_eval_batch_size=t.eval_batch_size,
         learning_rate=t.learning_rate,
         weight_decay=t.weight_decay,
@@ -119,6 +127,8 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         train_sampling_strategy="group_by_length" if t.group_by_length else "random",
         seed=config.seed,
         data_seed=config.seed,
+        # A classifier's loss is a mean already: to count items over processes would scale it.
+        average_tokens_across_devices=False,
         eval_strategy="epoch",
         logging_strategy="epoch" if config.logging.name == "none" else "steps",
         logging_steps=10,
@@ -231,5 +241,5 @@ def describe_metrics(config: RunConfig, trainer: Trainer, facts: BatchFacts) -> 
         **protocol.summary(per_epoch, main),
         "per_epoch": per_epoch,
         "train_loss": facts.mean_loss,
-        "loss_curve": facts.curve,
+        "loss_curve": facts.mean_curve,
     }

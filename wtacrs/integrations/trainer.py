@@ -24,6 +24,11 @@ STATE_FILE = "wtacrs_state.pt"
 SWITCHES = ("activation_checkpointing", "gradient_checkpointing")  # by transformers' version
 
 
+def state_file(process: int) -> str:
+    """In a checkpoint: each process draws for itself, and has seen samples of its own."""
+    return STATE_FILE if process == 0 else STATE_FILE.replace(".pt", f"-{process}.pt")
+
+
 class WtacrsCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Applies a preset to the Trainer's model; saves and restores its state with each checkpoint.
 
@@ -85,8 +90,13 @@ class WtacrsCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.handle is not None
-        file = Path(args.output_dir, f"checkpoint-{state.global_step}", STATE_FILE)
-        torch.save(self.handle.state_dict(), file)
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        folder.mkdir(parents=True, exist_ok=True)  # of several processes the first makes it
+        torch.save(self.handle.state_dict(), folder / state_file(args.process_index))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.handle is not None and self.handle.sampler is not None:
+            self.handle.sampler.gather()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.handle is not None
@@ -111,11 +121,12 @@ class WtacrsCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         written = kept.get("attributes", {}).get("output") if isinstance(kept, dict) else None
         folders = [Path(asked)] if isinstance(asked, str) else []
         folders += [Path(written or args.output_dir, name), Path(args.output_dir, name)]
+        file = state_file(args.process_index)
         for folder in folders:
-            if (folder / STATE_FILE).exists():
-                return folder / STATE_FILE
+            if (folder / file).exists():
+                return folder / file
         raise FileNotFoundError(
-            f"{folders[0] / STATE_FILE} is not there: the checkpoint was saved without this "
+            f"{folders[0] / file} is not there: the checkpoint was saved without this "
             "callback, so what is drawn from here on cannot be what it would have been. Resume "
             "without it, or train from the start"
         )

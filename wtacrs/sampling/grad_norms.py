@@ -65,6 +65,7 @@ class GradNorms:
         self._counts = torch.zeros(0, 0, dtype=torch.float64)
         self._indices: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self._table: Tensor | None = None  # (l, num_samples, max_tokens) bf16 on the host
+        self._own: list[Tensor] = []  # seen since processes last met, (b,) each
 
     def check_ids(self, sample_ids: Tensor) -> None:
         """Raise ValueError for sample ids that the table has no row for."""
@@ -185,6 +186,8 @@ class GradNorms:
             kept = torch.where(torch.isfinite(norms), norms, UNSEEN).bfloat16().cpu()
             table = self._grown_table()
             table[torch.tensor(places)[:, None], sample_ids, :t] = kept
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                self._own.append(sample_ids.cpu())
 
     def _index(self, places: tuple[int, ...], device: torch.device) -> Tensor:
         if (places, device) not in self._indices:  # a copy to the device waits for it

@@ -22,6 +22,7 @@ from wtacrs.sampling.follow import follow
 from wtacrs.sampling.grad_norms import GradNorms
 from wtacrs.sampling.history import History
 from wtacrs.sampling.select import rows_kept
+from wtacrs.sampling.together import gather
 from wtacrs.sampling.traced import TracedSampler
 
 
@@ -33,6 +34,7 @@ class Sampler:
         names: qualified names of the sampled layers.
         skipped: qualified name -> reason, for every other linear layer of the model.
         grad_norms: the estimates of ||dY_n||; ``grad_norms.host_bytes`` is what they take.
+        passes: the forward passes of the model that are remembered.
         centring: the split of the inputs, and its directions.
         late: names of the layers that picked in the backward pass when they last ran.
         rows_seen, rows_kept: of layers that pick early, rows that entered while training, and
@@ -59,7 +61,7 @@ class Sampler:
         self.rows_seen = self.rows_kept = 0
         self._randomness = Randomness(config.seed, "rows")
         self._history = History(self.grad_norms)
-        self._passes = Passes()
+        self.passes = Passes()
         self.late: set[str] = set()
         self._told = False
         self._handles: list[Any] = []
@@ -108,22 +110,22 @@ class Sampler:
         self._begin(facts)
         self._told = True
 
+    def gather(self) -> None:
+        """Have every process know the gradient norms of all; all call it, once an epoch."""
+        self.settle()
+        gather(self.grad_norms)
+
     def trains(self, model: nn.Module) -> bool:
         """Whether ``model`` is called for a training pass."""
         return model.training and torch.is_grad_enabled() and not recomputes()
 
     def expects_facts(self, model: nn.Module) -> bool:
-        """Whether ``model`` is called for a training pass of which nothing was told."""
+        """Whether a training pass begins of which nothing was told."""
         return self.trains(model) and not self._told
 
     def _begin(self, facts: Facts, alone: bool = False) -> ForwardPass:
         self.settle()
-        return self._passes.begin(facts, alone)
-
-    @property
-    def passes(self) -> Passes:
-        """The forward passes of the model that are remembered."""
-        return self._passes
+        return self.passes.begin(facts, alone)
 
     @property
     def side(self) -> Sampler | TracedSampler:
@@ -139,7 +141,7 @@ class Sampler:
         """The model returns."""
         if not recomputes():
             self._told = False
-            self._passes.end()
+            self.passes.end()
 
     def picks_late(self, name: str, x: Tensor) -> bool:
         """Whether layer ``name`` picks in the backward pass, where ``x`` is then: recomputed, or
@@ -164,7 +166,7 @@ class Sampler:
 
     def late_pick(self, name: str, device: torch.device, t: int, dtype: torch.dtype) -> LatePick:
         """What picks rows for layer ``name``, ``t`` to a sample, for products in ``dtype``."""
-        of = self._passes.current()
+        of = self.passes.current()
         slots = None if of is None else of.slots
         drawn_by = self.config, self.centring, self.generator(device), slots
         return LatePick(*drawn_by, name, t, dtype)
@@ -182,7 +184,7 @@ class Sampler:
         self.rows_kept += flat.shape[0] if exact else k
         if exact:
             return None
-        of = self._passes.current() or self._begin(Facts(), alone=True)
+        of = self.passes.current() or self._begin(Facts(), alone=True)
         # Autocast off: with it, centred rows would be subtracted from in low precision.
         dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -197,7 +199,7 @@ class Sampler:
 
     def draw(self, name: str, x: Tensor, dtype: torch.dtype) -> tuple[Draw, Tensor]:
         """A draw for layer ``name``, the first that reads ``x`` (..., i), and the rows."""
-        of = self._passes.current() or self._begin(Facts(), alone=True)
+        of = self.passes.current() or self._begin(Facts(), alone=True)
         facts = of.facts.rows_of(name, x.shape)
         if facts.sample_ids is not None:
             self.grad_norms.check_length(facts.t)
@@ -213,7 +215,7 @@ class Sampler:
 
     def settle(self) -> None:
         """Take the norms of the last backward pass into the history now, not at the next batch."""
-        self._history.settle(self._passes.reported)
+        self._history.settle(self.passes.reported)
 
     def state_dict(self) -> dict[str, Any]:
         """Generator states, gradient norms, directions: with them a resumed run is the same run.
@@ -234,7 +236,7 @@ class Sampler:
         self._randomness.load_state_dict(state["generators"])
         self.grad_norms.load_state_dict(state["grad_norms"])
         self.centring.load_state_dict(state["directions"])
-        self._passes, self._told = Passes(), False
+        self.passes, self._told = Passes(), False
 
     def __getstate__(self) -> dict[str, Any]:
         # For deepcopy and pickle: what is under way is not part of the sampler.

@@ -102,7 +102,7 @@ def test_masked_rows_have_no_gradient(attention, lora):
 
     def catch(name):
         def after(layer, args, y):
-            mask = sampler._passes.current().facts.rows_of(name, args[0].shape).mask
+            mask = sampler.passes.current().facts.rows_of(name, args[0].shape).mask
             y.register_hook(lambda dy: caught.update({name: (mask.bool(), dy)}))
 
         return after

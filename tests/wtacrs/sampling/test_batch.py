@@ -173,7 +173,7 @@ def test_a_pass_older_than_what_is_remembered_has_no_facts(make_encoder):
         sampler.start_batch(mask=EARLY)
         model(batch(2))
     first.backward()
-    kept = sampler._passes._strange[1]
+    kept = sampler.passes._strange[1]
     assert kept.facts.mask is None
 
 
