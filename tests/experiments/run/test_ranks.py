@@ -1,0 +1,155 @@
+"""Several processes, one run: python run.py under torchrun."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from experiments.config import ROOT
+from experiments.records.record import read_record
+
+GIVEN = ("task=digits", "model=digits_tiny", "training.batch_size=8", "training.device=cpu")
+STEPS = ("training.max_steps=12", "measure.warmup_steps=1")
+# A run that says which step it has done, in the first process, and takes its time.
+SLOW = """
+import os, sys, time
+sys.argv[1:1] = eval(os.environ.get("OF_RANK", "{}")).get(os.environ["RANK"], [])
+from transformers import Trainer
+import run
+step = Trainer.training_step
+def slow(self, *args, **kwargs):
+    loss = step(self, *args, **kwargs)
+    if os.environ["RANK"] == "0":
+        print("step", self.state.global_step, flush=True)
+    time.sleep(0.1)
+    return loss
+Trainer.training_step = slow
+sys.exit(run.main())
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts ``world`` processes of one run."""
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+
+    def go(world, *overrides, program=str(ROOT / "run.py"), **more):
+        folder = f"results_dir={tmp_path / 'runs'}"
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        return subprocess.Popen(
+            [*launcher, f"--nproc-per-node={world}", program, *GIVEN, *overrides, folder],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    go.slow = str(script)
+    return go
+
+
+def only_record(tmp_path, world):
+    records = [read_record(path) for path in (tmp_path / "runs").glob("*.json")]
+    (record,) = [one for one in records if one.config["training"].get("world_size", 1) == world]
+    return record
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(start, tmp_path):
+    """The losses and scores of one process, to rounding: gradients are no multiple of its. One
+    record, with what each process needed at its peak; a second time it is skipped."""
+    for world in (1, 2):
+        process = start(world, "estimator=full", *STEPS)
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+        assert output.count("training loss") == 1
+    one, two = (only_record(tmp_path, world) for world in (1, 2))
+    assert two.metrics["loss_curve"]["loss"] == pytest.approx(
+        one.metrics["loss_curve"]["loss"], rel=1e-4
+    )
+    assert two.metrics["train_loss"] == pytest.approx(one.metrics["train_loss"], rel=1e-4)
+    assert two.metrics["best"] == pytest.approx(one.metrics["best"], abs=0.01)
+    assert len(two.memory["peak_bytes_by_rank"]) == 2
+    assert two.memory["peak_bytes"] < one.memory["peak_bytes"]  # half of the batch
+    assert two.throughput["steps_timed"] == one.throughput["steps_timed"] == 11
+    output, _ = start(2, "estimator=full", *STEPS).communicate(timeout=240)
+    assert output.count("skipped, completed before") == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_end_goes_on_from_there(start, tmp_path):
+    """All processes stop after the same step, and it ends as a run does that nobody stopped."""
+    chosen = ("estimator=wtacrs", "training.max_steps=30", "measure.memory=false")
+    process, seen = start(2, *chosen, program=start.slow), ""
+    for line in process.stdout:
+        seen += line
+        if line.startswith("step 5"):
+            break
+    workers = psutil.Process(process.pid).children(recursive=True)
+    for worker in workers:
+        worker.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert only_record(tmp_path, 2).status == "interrupted", seen + rest
+    output, _ = start(2, *chosen, program=start.slow).communicate(timeout=240)
+    assert (resumed := re.search(r"resuming from .*checkpoint-(\d+)", output)), output
+    assert f"step {resumed[1]}\n" in output
+    assert "step 5\n" not in output
+    resumed = only_record(tmp_path, 2)
+    assert resumed.status == "completed"
+    next((tmp_path / "runs").glob("*.json")).unlink()
+    start(2, *chosen).communicate(timeout=240)
+    assert only_record(tmp_path, 2).metrics == resumed.metrics
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_leaves_no_hanging_run(start, tmp_path):
+    """And a record that says so."""
+    process = start(2, "training.max_steps=300", program=start.slow)
+    for line in process.stdout:
+        if line.startswith("step 3"):
+            break
+    workers = [
+        worker
+        for worker in psutil.Process(process.pid).children(recursive=True)
+        if worker.environ().get("RANK") == "1"
+    ]
+    workers[0].kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    record = only_record(tmp_path, 2)
+    assert record.status in ("failed", "interrupted"), output
+    assert record.error["message"]
+    assert not [*(tmp_path / "runs").glob("*.running")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "more", "message"),
+    [
+        (
+            ["training.batch_size=7"],
+            {},
+            "training.world_size=2 processes cannot share a batch of training.batch_size=7 evenly",
+        ),
+        (
+            [],
+            {"OF_RANK": json.dumps({"1": ["seed=3"]})},
+            "the processes were given other values of seed; give one",
+        ),
+        (["mode=measure"], {}, "run in one process, without torchrun"),
+        ([], {"ACCELERATE_USE_FSDP": "true"}, "shards (FSDP) on accelerators only"),
+    ],
+)
+def test_what_processes_cannot_do_together(overrides, more, message, start, tmp_path):
+    process = start(2, *overrides, program=start.slow, **more)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert message in output
+    assert not [*(tmp_path / "runs").glob("*.json")]
