@@ -13,14 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from wtacrs.attention.interface import (
-    FLASH,
     attention_of,
     check_sampled_attention,
     restore_attention,
-    set_attention,
+    try_attention,
 )
 from wtacrs.config import PRESETS, MemoryConfig, config_of
-from wtacrs.facts import FactsReader
+from wtacrs.facts import is_read, read_facts, stop_reading
 from wtacrs.integrations.checkpointing import (
     checkpoint_,
     checkpoints,
@@ -131,10 +130,7 @@ class Handle:
             restore_checkpoint_(model, self._embeddings_needed_gradients)
         if attention_of(model) != self._attention_before:
             restore_attention(model, self._attention_before)
-        for key, hook in [*model._forward_pre_hooks.items()]:
-            if isinstance(hook, FactsReader):
-                del model._forward_pre_hooks[key]
-                model._forward_pre_hooks_with_kwargs.pop(key, None)
+        stop_reading(model)
 
     def undo(self) -> None:
         """Turn the model back into what it was, in place.
@@ -182,25 +178,18 @@ def apply_(
     except BaseException:
         handle.undo()
         raise
-    reader = FactsReader(model, handle.sampler)
-    model.register_forward_pre_hook(reader, with_kwargs=True, prepend=True)
+    read_facts(model, handle.sampler)
     return handle
 
 
 def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> None:
     """All swaps, in the order that each needs of the others."""
     model, config = handle.model, handle.config
-    seed = 0 if config.sampling is None else config.sampling.seed
     if config.attention != "default":
-        _set_attention(handle)
-    # A feed-forward that is recomputed in parts holds nothing for a gate to save.
-    left_out = {"loss", "gate"} if config.recompute == "block" else {"loss"}
-    kinds = [kind for kind in config.lossless if kind not in left_out]
-    if kinds or config.gelu != "exact":
-        for name, kind in save_less_(model, kinds, config.gelu, seed).items():
-            handle.swapped.setdefault(kind, []).append(name)
-    if "loss" in config.lossless and (names := save_less_of_loss_(model)):
-        handle.swapped["loss"] = names
+        why = try_attention(model, config.attention, config.recompute in ("attention", "block"))
+        found, what = (handle.swapped, config.attention) if why is None else (handle.left, why)
+        found[f"attention: {what}"] = [type(model).__name__]
+    _make_exact(handle)
     if config.samples:
         handle.sampler = sample_linears_(
             model, config.sampling, num_samples=num_samples, max_tokens=max_tokens
@@ -216,30 +205,33 @@ def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> No
     elif config.recompute != "none":
         checkpoint_(model, offload=config.recompute == "checkpoint_offload")
         handle.swapped[f"transformers' {config.recompute}"] = [type(model).__name__]
+    if handle.left and not handle.swapped:
+        raise ValueError(f"there is nothing to do: {'; '.join(handle.left)}")
 
 
-def _set_attention(handle: Handle) -> None:
-    """A model that does not take ours keeps its own, where that is computed again in any case or
-    keeps no (t, t) matrix."""
-    name, recompute = handle.config.attention, handle.config.recompute
-    model, before = handle.model, attention_of(handle.model)
-    if name == "recompute" and before is not None and FLASH in before:
-        handle.left[f"attention: {before} keeps no (t, t) matrix"] = [type(model).__name__]
-        return
-    try:
-        set_attention(model, name)
-        handle.swapped[f"attention: {name}"] = [type(model).__name__]
-    except ValueError as error:
-        if name != "recompute" or recompute not in ("attention", "block"):
-            raise
-        handle.left[str(error)] = [type(model).__name__]
+def _make_exact(handle: Handle) -> None:
+    """Layers and the loss that keep less. That a model has none of them is said, and no error."""
+    model, config = handle.model, handle.config
+    seed = 0 if config.sampling is None else config.sampling.seed
+    # A feed-forward that is recomputed in parts holds nothing for a gate to save.
+    left_out = {"loss", "gate"} if config.recompute == "block" else {"loss"}
+    kinds = [kind for kind in config.lossless if kind not in left_out]
+    if kinds or config.gelu != "exact":
+        try:
+            turned = save_less_(model, kinds, config.gelu, seed, handle.left)
+        except ValueError as error:
+            turned, handle.left[str(error)] = {}, [type(model).__name__]
+        for name, kind in turned.items():
+            handle.swapped.setdefault(kind, []).append(name)
+    if "loss" in config.lossless and (names := save_less_of_loss_(model)):
+        handle.swapped["loss"] = names
 
 
 def _check_untouched(model: nn.Module, config: MemoryConfig) -> None:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; give an nn.Module")
     touched = sorted({type(m).__name__ for m in model.modules() if is_swapped(m)})
-    if touched or any(isinstance(hook, FactsReader) for hook in model._forward_pre_hooks.values()):
+    if touched or is_read(model):
         raise ValueError(
             f"something was applied to this {type(model).__name__} already"
             f"{f' (it has {touched})' if touched else ''}; call handle.undo() first"

@@ -73,3 +73,21 @@ def mask_of(model: nn.Module, given: dict[str, Any]) -> Mask | None:
     # that is computed elsewhere; and so may a language model's.
     known = isinstance(labels, Tensor) and labels.shape[:1] == mask.shape[:1]
     return mask if known and not getattr(model, "can_generate", bool)() else None
+
+
+def read_facts(model: nn.Module, sampler: Sampler | None) -> None:
+    """Have the facts of each batch read from the call of ``model``, first of all that hooks do."""
+    model.register_forward_pre_hook(FactsReader(model, sampler), with_kwargs=True, prepend=True)
+
+
+def is_read(model: nn.Module) -> bool:
+    """Whether ``read_facts`` was called on it."""
+    return any(isinstance(hook, FactsReader) for hook in model._forward_pre_hooks.values())
+
+
+def stop_reading(model: nn.Module) -> None:
+    """Undo ``read_facts``, of a model or a copy."""
+    for key, hook in [*model._forward_pre_hooks.items()]:
+        if isinstance(hook, FactsReader):
+            del model._forward_pre_hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)

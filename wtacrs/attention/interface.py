@@ -127,6 +127,31 @@ def set_attention(model: Any, name: str) -> None:
         )
 
 
+def try_attention(model: Any, name: str, may_stay: bool) -> str | None:
+    """``set_attention``, but a model keeps an attention that keeps no (t, t) matrix.
+
+    Args:
+        may_stay: whether a model that cannot take ours may keep its own too, since what that keeps
+            is computed again in any case.
+
+    Returns:
+        Why the model keeps its own; None if it does not.
+
+    Raises:
+        ValueError: as ``set_attention`` does.
+    """
+    before = attention_of(model)
+    if name == "recompute" and before is not None and FLASH in before:
+        return f"{before} keeps no (t, t) matrix"
+    try:
+        set_attention(model, name)
+    except ValueError as error:
+        if name != "recompute" or not may_stay:
+            raise
+        return str(error)
+    return None
+
+
 def _register(model: Any, name: str) -> str:
     """The name under which transformers finds our attention ``name`` for ``model``."""
     modules = [module for module in model.modules() if "Attention" in type(module).__name__]

@@ -13,18 +13,24 @@ from wtacrs.config import LAYERS as KINDS
 from wtacrs.layers.gated import GatedForward, gate_, restore_gates_
 from wtacrs.layers.gelu import RoundedGELU
 from wtacrs.layers.masks import DoneDropout, LosslessDropout, LosslessReLU, LosslessReLUDropout
-from wtacrs.layers.norms import LosslessLayerNorm, LosslessRMSNorm
+from wtacrs.layers.norm_kinds import NormKind, is_norm, key_of, norm_kind
+from wtacrs.layers.norms import LosslessLayerNorm, LosslessNorm
 from wtacrs.randomness import Randomness
 
 # Modules whose ``act`` is followed by their ``dropout`` at once, by class name.
 ACT_THEN_DROPOUT = ("T5DenseActDense",)
 # Largest relative error that rounding a norm's output may cause in what is recovered from it.
 MAX_ERROR = 0.08
+TOO_SMALL = "a weight is zero, or too small beside its bias"
 MAX_RATIO = 1e3  # of |bias| to |weight|, however fine the dtype: training moves both
 
 
 def save_less_(
-    model: nn.Module, kinds: Sequence[str] = KINDS, gelu: str = "exact", seed: int = 0
+    model: nn.Module,
+    kinds: Sequence[str] = KINDS,
+    gelu: str = "exact",
+    seed: int = 0,
+    left: dict[str, list[str]] | None = None,
 ) -> dict[str, str]:
     """Turn layers of ``model`` into layers that keep less for the backward pass, in place.
 
@@ -33,11 +39,12 @@ def save_less_(
 
     Args:
         model: any module.
-        kinds: of "norm" (nn.LayerNorm over the last dimension, T5's norm and its likes), "dropout"
-            (nn.Dropout), "relu" (nn.ReLU; together with the dropout after it in T5), "gate" (gated
-            feed-forwards, ``gated``).
+        kinds: of "norm" (nn.LayerNorm over the last dimension, and what ``norm_kinds`` finds),
+            "dropout" (nn.Dropout), "relu" (nn.ReLU; together with the dropout after it in T5),
+            "gate" (gated feed-forwards, ``gated``).
         gelu: "exact" leaves GELU as it is, "rounded" keeps its derivative in 8 bits.
         seed: of the rounding, whose random numbers are a stream of their own.
+        left: gets the norms that stay as they are: reason -> qualified names.
 
     Returns:
         Qualified name -> name of the new class, of each layer that was turned.
@@ -50,14 +57,20 @@ def save_less_(
     if gelu not in GELU:
         raise ValueError(f"gelu={gelu!r} is unknown; choose {' or '.join(GELU)}")
     classes = _fused(model) if {"relu", "dropout"} <= {*kinds} else {}
+    norms = {m: found for m, found in _norms(model).items() if "norm" in kinds}
     rounding, turned = Randomness(seed, "rounding"), {}
     for name, module in model.named_modules():
-        new = classes.get(module) or _lossless_class(module, kinds, gelu)
+        kind = norms.get(module)
+        if isinstance(kind, str) and left is not None:
+            left.setdefault(kind, []).append(name)
+        new = classes.get(module) or _lossless_class(module, kinds, gelu, kind)
         if new is not None and "plain_class" not in module.__dict__:
             module.plain_class = type(module)
             module.__class__ = new
             if isinstance(module, LosslessLayerNorm):
                 module.in_bfloat16 = _invertible(module, torch.bfloat16)
+            if isinstance(module, LosslessNorm) and isinstance(kind, NormKind):
+                module.kind = kind
             if isinstance(module, RoundedGELU):
                 module.rounding = rounding
             turned[name] = new.__name__
@@ -83,7 +96,7 @@ def restore_layers_(model: nn.Module) -> None:
     for module in model.modules():
         if (plain := module.__dict__.get("plain_class")) is not None:
             module.__class__ = plain
-            for name in ("plain_class", "rounding", "dropout_after", "in_bfloat16"):
+            for name in ("plain_class", "rounding", "dropout_after", "in_bfloat16", "kind"):
                 module.__dict__.pop(name, None)
 
 
@@ -104,18 +117,39 @@ def _fused(model: nn.Module) -> dict[nn.Module, type[nn.Module]]:
     return classes
 
 
-def _lossless_class(module: nn.Module, kinds: Sequence[str], gelu: str) -> type[nn.Module] | None:
+def _norms(model: nn.Module) -> dict[nn.Module, NormKind | str]:
+    """What each norm of the model computes, or why it stays; nn.LayerNorm is known."""
+    found: dict[nn.Module, NormKind | str] = {}
+    tried: dict[tuple[object, ...], NormKind | str] = {}
+    for module in model.modules():
+        if not is_norm(module) or "plain_class" in module.__dict__:
+            continue
+        if type(module) is nn.LayerNorm:
+            if not _invertible(module):
+                found[module] = f"LayerNorm: {TOO_SMALL}"
+            continue
+        key = key_of(module)
+        if key not in tried:
+            tried[key] = norm_kind(module)
+        kind = tried[key]
+        if isinstance(kind, NormKind) and not _invertible(module, offset=kind.offset):
+            kind = f"{type(module).__name__}: {TOO_SMALL}"
+        found[module] = kind
+    return found
+
+
+def _lossless_class(
+    module: nn.Module, kinds: Sequence[str], gelu: str, norm: NormKind | str | None
+) -> type[nn.Module] | None:
     kind, name = type(module), type(module).__name__
     if kind is nn.Dropout and "dropout" in kinds and not module.inplace:
         return LosslessDropout
     if kind is nn.ReLU and "relu" in kinds and not module.inplace:
         return LosslessReLU
-    if kind is nn.LayerNorm and "norm" in kinds:
-        return LosslessLayerNorm if module.weight is not None and _invertible(module) else None
-    if name.endswith(("RMSNorm", "T5LayerNorm")) and "norm" in kinds:
-        names = {name for name, _ in module.named_parameters()}
-        alike = hasattr(module, "variance_epsilon") and names == {"weight"}
-        return LosslessRMSNorm if alike and _invertible(module) else None
+    if isinstance(norm, NormKind):
+        return LosslessNorm
+    if kind is nn.LayerNorm and "norm" in kinds and module.weight is not None:
+        return LosslessLayerNorm if norm is None else None
     if gelu == "rounded" and (name == "GELUActivation" or kind is nn.GELU):
         exact = getattr(module, "approximate", "none") == "none"
         exact &= getattr(module, "act", nn.functional.gelu) is nn.functional.gelu
@@ -123,13 +157,14 @@ def _lossless_class(module: nn.Module, kinds: Sequence[str], gelu: str) -> type[
     return None
 
 
-def _invertible(module: nn.Module, dtype: torch.dtype | None = None) -> bool:
+def _invertible(module: nn.Module, dtype: torch.dtype | None = None, offset: int = 0) -> bool:
     """Whether a norm's output tells what was normalised: no bias drowns it in ``dtype``."""
-    weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
-    if weight.dim() != 1:
+    own, bias = module.get_parameter("weight"), getattr(module, "bias", None)
+    if own.dim() != 1:
         return False
-    if isinstance(weight, FakeTensor) or weight.is_meta:
+    if isinstance(own, FakeTensor) or own.is_meta:
         return True  # a plan, without values
+    weight = own.detach() + offset
     size = torch.zeros_like(weight) if bias is None else bias.detach().abs()
-    ratio = min(MAX_RATIO, MAX_ERROR / torch.finfo(dtype or weight.dtype).eps)
-    return bool(((weight != 0) & (weight.detach().abs() * ratio >= size)).all())
+    ratio = min(MAX_RATIO, MAX_ERROR / torch.finfo(dtype or own.dtype).eps)
+    return bool(((weight != 0) & (weight.abs() * ratio >= size)).all())

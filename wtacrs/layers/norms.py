@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from wtacrs.autograd import first_order, mark_kept
+from wtacrs.layers.norm_kinds import NormKind
 
 
 def normalised(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,34 +62,34 @@ class LayerNormFunction(torch.autograd.Function):
         return dx.mul_(rstd).to(ctx.x_dtype), dw, db, None
 
 
-class RMSNormFunction(torch.autograd.Function):
-    """w * x / sqrt(mean(x^2) + eps) over the last dimension, by ``plain``; keeps its output."""
+class NormFunction(torch.autograd.Function):
+    """The norm of ``kind`` over the last dimension, by ``plain``; keeps its output."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, eps: float, plain: Callable[[Tensor], Tensor]
+        ctx: Any, x: Tensor, weight: Tensor, kind: NormKind, plain: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        norm = torch.linalg.vector_norm(
-            x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
-        )
-        rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
+        _, rstd = kind.normalise(x)  # (..., 1)
         y = plain(x)  # which casts where it likes
-        ctx.x_dtype = x.dtype
+        ctx.x_dtype, ctx.kind = x.dtype, kind
         ctx.save_for_backward(y, weight, rstd)
         return y
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        y, weight, rstd = ctx.saved_tensors
+        y, own, rstd = ctx.saved_tensors
+        weight = own.to(rstd.dtype) + ctx.kind.offset if ctx.kind.offset else own
         xhat = normalised(y, weight, None).to(rstd.dtype)
         product = dy * xhat  # (..., i)
         dw = dx = None
         if ctx.needs_input_grad[1]:
-            dw = product.reshape(-1, len(weight)).sum(0).to(weight.dtype)
+            dw = product.reshape(-1, len(weight)).sum(0).to(own.dtype)
         if ctx.needs_input_grad[0]:
             inner = (product @ weight.to(product.dtype)).div_(len(weight))[..., None]
             g = torch.mul(dy, weight, out=product)
+            if ctx.kind.centred:
+                g = g.sub_(g.mean(-1, keepdim=True))
             dx = g.sub_(xhat.mul_(inner)).mul_(rstd).to(ctx.x_dtype)
         return dx, dw, None, None
 
@@ -114,16 +115,22 @@ class LosslessLayerNorm(nn.LayerNorm):
         return super().forward(input)
 
 
-class LosslessRMSNorm(nn.Module):
-    """A root-mean-square norm that keeps its output; the class of a swapped T5LayerNorm, say."""
+class LosslessNorm(nn.Module):
+    """A norm of one weight that keeps its output; the class of a swapped LlamaRMSNorm, say."""
 
     weight: nn.Parameter
-    variance_epsilon: float
+    kind: NormKind
     plain_class: type[nn.Module]
+
+    def __getattr__(self, name: str) -> Any:
+        """What the plain class has, and its ``forward`` asks for."""
+        plain = self.__dict__.get("plain_class")
+        if plain is not None and hasattr(plain, name):
+            return getattr(plain, name).__get__(self)
+        return super().__getattr__(name)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         plain = partial(self.plain_class.forward, self)
         if not _saves(self, hidden_states):
             return plain(hidden_states)
-        y = RMSNormFunction.apply(hidden_states, self.weight, self.variance_epsilon, plain)
-        return mark_kept(y)
+        return mark_kept(NormFunction.apply(hidden_states, self.weight, self.kind, plain))

@@ -241,7 +241,7 @@ class Sampler:
     def __getstate__(self) -> dict[str, Any]:
         # For deepcopy and pickle: what is under way is not part of the sampler.
         self.settle()
-        return {**self.__dict__, "_passes": Passes(), "_told": False}
+        return {**self.__dict__, "passes": Passes(), "_told": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
