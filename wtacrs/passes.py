@@ -24,7 +24,7 @@ from wtacrs.sampling.linear import SampledLinear
 
 class KeepingLayers(NamedTuple):
     """Those of a part that keep something of their own, in the order of registration, and the last
-    of them if no other linear layer follows: where the second pass can end; and draws before it."""
+    of them if no other matrix follows: where the second pass can end; and draws before it."""
 
     all: list[SampledLinear | ChunkedForward]
     last: SampledLinear | ChunkedForward | None
@@ -45,8 +45,10 @@ def keeping_layers(module: nn.Module, keeps_draws: bool) -> KeepingLayers:
         elif isinstance(layer, SampledLinear):
             found.append(layer)
             last = layer
-        elif isinstance(layer, nn.Linear):  # much may be saved between, as with adapters
-            last = None
+        elif isinstance(layer, nn.Embedding):  # of T5's relative positions, which come first
+            continue
+        elif any(p.dim() > 1 for p in layer.parameters(recurse=False)):
+            last = None  # much may be saved between: an adapter's base, a block's experts
     drawing = [m for m in module.modules() if keeps_draws and m not in inside and may_draw(m)]
     return KeepingLayers(found, last, DrawsMemo(drawing))
 

@@ -56,11 +56,9 @@ FITS = ("24GiB", "40GiB", "80GiB")
 
 
 DECODERS = {
-    "Llama-3.2-1B": ("llama_1b", "llama"),
-    "Qwen3-0.6B": ("qwen3_600m", "qwen3"),
-    "Gemma-3-1B": ("gemma3_1b", "gemma3_text"),
-    "Mixtral-2B": ("mixtral_2b", "mixtral"),
-}  # model, and its type
+    **{"Llama-3.2-1B": "llama_1b", "Qwen3-0.6B": "qwen3_600m"},
+    **{"Gemma-3-1B": "gemma3_1b", "Mixtral-2B": "mixtral_2b"},
+}
 DECODER_SIZES = {
     f"{batch} × {tokens:,}": (f"batch_size={batch}", f"max_length={tokens}")
     for batch, tokens in ((1, 1024), (8, 1024), (1, 8192))
@@ -78,7 +76,6 @@ DECODER_METHODS = {
     "LoRA+lean@0.3": ("memory=lean", "budget=0.3", "tuning=lora"),
     "LoRA+leanest@0.3": ("memory=leanest", "budget=0.3", "tuning=lora"),
 }
-ADAPTED = "[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"
 
 
 def rows(name: str) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -98,13 +95,11 @@ def rows(name: str) -> dict[str, dict[str, tuple[str, ...]]]:
 def _of_decoders() -> dict[str, dict[str, tuple[str, ...]]]:
     """A "model" is one at a size: its full row is what the others of that size are held against."""
     found = {}
-    for title, (model, model_type) in DECODERS.items():
-        targets = f"+tuning.targets.{model_type}={ADAPTED}"
+    for title, model in DECODERS.items():
         for size, given in DECODER_SIZES.items():
             common = (f"model={model}", *given, "precision=bf16", "device=cuda")
             found[f"{title}, {size}"] = {
-                method: (*common, *own, *((targets,) if "tuning=lora" in own else ()))
-                for method, own in DECODER_METHODS.items()
+                method: (*common, *own) for method, own in DECODER_METHODS.items()
             }
     return found
 

@@ -15,6 +15,7 @@ from experiments.config import PlanConfig, RunConfig, TuningConfig
 from experiments.errors import UserError
 from experiments.run.lst import ladder_
 from wtacrs import Sampler, SamplingConfig
+from wtacrs.swap import in_blocks
 
 
 def tune(model: PreTrainedModel, config: TuningConfig) -> None:
@@ -55,13 +56,17 @@ def _adapt(model: PreTrainedModel, config: TuningConfig) -> None:
 
 
 def lora_targets(model: PreTrainedModel, config: TuningConfig) -> list[str]:
-    """The names in ``config.targets`` for the type of ``model``, each of which some layer has."""
+    """The names in ``config.targets`` for the type of ``model``, each of which some layer has; of a
+    language model that has none there, all linear layers in its blocks."""
     model_type = model.config.model_type
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     known = f"linear layers of this {type(model).__name__}: " + ", ".join(
         sorted({re.sub(r".*\.\d+\.", "", name) for name in names})
     )
     targets = (config.targets or {}).get(model_type)
+    if not targets and predicts_words(model):  # all of a decoder, as QLoRA (arXiv 2305.14314) does
+        inside = [name for name, layer in in_blocks(model) if isinstance(layer, nn.Linear)]
+        return sorted({name.rsplit(".", 1)[1] for name in inside})
     if not targets:
         raise UserError(
             f"tuning.targets holds nothing for model_type {model_type!r}; give for instance "
@@ -91,13 +96,18 @@ def check_rank(model: PreTrainedModel, rank: int, targets: list[str]) -> None:
 def new_head(model: PreTrainedModel) -> Iterator[nn.Parameter]:
     """The parameters of a classifier that no pretraining has seen: those outside its base model.
 
-    None for a model without a head of its own (T5's output layer is its embedding).
+    None for a language model: its head was pretrained, and may be its embedding.
     """
     base = model.base_model_prefix
-    if hasattr(model, base):
+    if hasattr(model, base) and not predicts_words(model):
         for name, child in model.named_children():
             if name != base:
                 yield from child.parameters()
+
+
+def predicts_words(model: PreTrainedModel) -> bool:
+    """Whether its head gives a score to each word."""
+    return model.get_output_embeddings() is not None
 
 
 def sampling_config(config: RunConfig | PlanConfig) -> SamplingConfig:

@@ -6,8 +6,9 @@ import weakref
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from transformers import MixtralConfig, MixtralForCausalLM
 
-from tests.wtacrs.tiny import batch_of, models, sampled, tiny_bert, tiny_llama
+from tests.wtacrs.tiny import batch_of, build, models, sampled, tiny_bert, tiny_llama
 from wtacrs.measure.step import SavedBytes, StorageTracker
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])
@@ -38,6 +39,17 @@ def test_what_llama_keeps_of_a_block(chunked):
     hidden = torch.randn(4, 10, 16, requires_grad=True)
     places = torch.arange(10)[None]
     rotations = model.model.rotary_emb(hidden, places)
+    saved = bytes_of_blocks(model.model, hidden, position_embeddings=rotations)
+    assert saved.bytes == 2 * hidden.nbytes + sum(one.nbytes for one in rotations)
+
+
+def test_what_a_mixture_of_experts_keeps_of_a_block():
+    """The same: experts are no linear layers, and what comes before them is not the end."""
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 24, "num_hidden_layers": 2, "num_local_experts": 4}
+    model = sampled(build(MixtralForCausalLM, MixtralConfig(**sizes, vocab_size=50)), "block")
+    hidden = torch.randn(4, 10, 16, requires_grad=True)
+    rotations = model.model.rotary_emb(hidden, torch.arange(10)[None])
     saved = bytes_of_blocks(model.model, hidden, position_embeddings=rotations)
     assert saved.bytes == 2 * hidden.nbytes + sum(one.nbytes for one in rotations)
 

@@ -193,7 +193,7 @@ def test_resumed_run_is_the_same_run(t5_run, monkeypatch, capsys):
         patched.setattr(measure, "StepTimer", Cut)
         with pytest.raises(KeyboardInterrupt):
             t5_run(*steps)
-    resumed = t5_run(*steps[:-1])
+    resumed = t5_run(*steps)
     assert resumed.metrics == whole.metrics
     assert "checkpoint-2\n" in capsys.readouterr().out
     assert len(whole.metrics["per_epoch"]) == 2

