@@ -224,7 +224,7 @@ def _make_exact(handle: Handle) -> None:
         for name, kind in turned.items():
             handle.swapped.setdefault(kind, []).append(name)
     if "loss" in config.lossless and (names := save_less_of_loss_(model)):
-        handle.swapped["loss"] = names
+        handle.swapped["loss"] = [name or type(model).__name__ for name in names]
 
 
 def _check_untouched(model: nn.Module, config: MemoryConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from wtacrs.config import Pattern, SamplingConfig
+from wtacrs.linear_kinds import NotLinear, is_transposed, looks_linear, other_parameters
 from wtacrs.sampling.linear import SampledLinear
 from wtacrs.sampling.sampler import Sampler
 
@@ -27,7 +28,7 @@ def sample_linears_(
     ``requires_grad``, hooks, device and an optimizer that was made before all stay as they are.
 
     Args:
-        model: any module. By default every trainable ``nn.Linear`` in its transformer blocks (the
+        model: any module. By default every trainable linear layer in its transformer blocks (the
             members of an ``nn.ModuleList``) is taken; ``config.include`` chooses otherwise.
         config: what is sampled and how; ``SamplingConfig()`` by default.
         num_samples: size of the training set, and
@@ -52,20 +53,31 @@ def sample_linears_(
     sampler = Sampler(config, [*chosen], skipped, num_samples, max_tokens)
     for name, layer in chosen.items():
         # The object stays: whoever holds the layer, its hooks or its parameters, holds them still.
+        if type(layer) is not nn.Linear:
+            _note_kind(layer)
         layer.__class__ = SampledLinear
         layer.sampler, layer.name = sampler, name  # type: ignore[assignment]
     sampler.follow(model)
     return sampler
 
 
+def _note_kind(layer: Any) -> None:
+    """What a linear layer is that is no ``nn.Linear``, and the sizes that one has."""
+    layer.plain, layer.transposed = type(layer), is_transposed(layer)
+    if layer.transposed:
+        layer.in_features, layer.out_features = layer.weight.shape
+
+
 def restore_linears_(model: nn.Module) -> None:
-    """Turn every ``SampledLinear`` of ``model`` back into ``nn.Linear``, in place."""
+    """Turn every ``SampledLinear`` of ``model`` back into what it was, in place."""
     for module in [*model.modules()]:
         if isinstance(module, SampledLinear):
             module.sampler.unfollow()
-            module.__class__ = nn.Linear  # type: ignore[assignment]
-            for own in ("sampler", "name", "without_product", "when_done"):
-                module.__dict__.pop(own, None)
+            own = ["sampler", "name", "plain", "transposed", "without_product", "when_done"]
+            own += ["in_features", "out_features"] if module.transposed else []
+            module.__class__ = module.plain  # type: ignore[assignment]
+            for name in own:
+                module.__dict__.pop(name, None)
 
 
 class OwnForward:
@@ -120,22 +132,25 @@ def _choose(
     """The linear layers to sample by name, and the reason for each other one."""
     chosen: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
+    embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, module, inside_block in _linears(model):
         if isinstance(module, SampledLinear):
             raise ValueError(f"{name!r} is sampled already; call restore_linears_(model) first")
         reason = _reason_to_skip(name, module, config, inside_block)
+        if reason is None and module.weight in embeddings and not _named(name, config.include):
+            reason = "tied to the embedding; include it by its name"
         if reason is None:
             chosen[name] = module
         else:
             skipped[name] = reason
-    return chosen, skipped
+    return chosen, skipped | dict(other_parameters(model))
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
     """(qualified name, layer, is it inside a block) of each linear layer, shared ones once."""
     inside = {module for _, module in in_blocks(model)}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        if looks_linear(module):
             yield name, module, module in inside
 
 
@@ -148,13 +163,19 @@ def _reason_to_skip(
         return "not included"
     if _matches(name, config.exclude):
         return "excluded"
-    if type(module) is not nn.Linear:
-        return f"{type(module).__name__} computes in its own way"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
     if not module.weight.requires_grad:
         return "frozen: it saves nothing"
+    try:
+        is_transposed(module)
+    except NotLinear as error:
+        return str(error)
     return None
+
+
+def _named(name: str, include: Pattern | None) -> bool:
+    return not (include is None or callable(include)) and name in include
 
 
 def _matches(name: str, pattern: Pattern) -> bool:

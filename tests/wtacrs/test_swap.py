@@ -14,10 +14,6 @@ IN_THE_BLOCK = [f"layers.0.{name}" for name in "qkvo"]
 EVERYTHING = SamplingConfig(include=["*"])
 
 
-class PatchedLinear(nn.Linear):
-    """A user's own layer."""
-
-
 def sampled_names(model):
     return [name for name, module in model.named_modules() if isinstance(module, SampledLinear)]
 
@@ -46,29 +42,6 @@ def test_which_layers_are_sampled(options, names, make_encoder):
     others = {name for name, m in model.named_modules() if type(m) is nn.Linear}
     assert set(sampler.skipped) == others
     assert all(sampler.skipped.values())
-
-
-def test_skipped_layers_and_their_reasons():
-    class Mixed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            attention = nn.MultiheadAttention(4, 1)
-            frozen = nn.Linear(4, 4).requires_grad_(False)
-            others = [nn.Linear(4, 4), PatchedLinear(4, 4), frozen, attention]
-            self.layers = nn.ModuleList(others)
-            self.head = nn.Linear(4, 2)
-
-    model = Mixed()
-    sampler = sample_linears_(model, SamplingConfig(exclude=["*.9"]))
-    assert sampler.names == ["layers.0"]
-    skipped = sampler.skipped
-    assert "PatchedLinear" in skipped["layers.1"]
-    assert "frozen" in skipped["layers.2"]
-    assert "NonDynamicallyQuantizableLinear" in skipped["layers.3.out_proj"]
-    assert "blocks" in skipped["head"]
-    assert len(skipped) == 4
-    assert type(model.layers[1]) is PatchedLinear
-    assert type(model.layers[3].out_proj) is not SampledLinear
 
 
 def test_a_layer_with_a_forward_of_its_own_is_left_alone():

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 
 class SampledLinear(nn.Linear):
-    """An ``nn.Linear`` that samples its input while training.
+    """A linear layer that samples its input while training.
 
-    Made by ``sample_linears_`` from an ``nn.Linear``. In eval mode, without grad, or with a frozen
-    weight it computes what that layer does, bit for bit. Else it keeps k rows of its input for the
-    weight gradient; where the input is there in the backward pass anyway, it picks them then.
+    Made by ``sample_linears_`` from an ``nn.Linear``, or from a layer that computes the same in its
+    own way (transformers' Conv1D, whose weight is W^T). In eval mode, without grad, or with a
+    frozen weight it computes what that layer does, bit for bit. Else it keeps k rows of its input
+    for the weight gradient; where the input is there in the backward pass anyway, it picks them
+    then.
 
     Raises:
         RuntimeError: in the forward pass of a replica of ``nn.DataParallel``.
@@ -29,6 +31,8 @@ class SampledLinear(nn.Linear):
 
     sampler: Sampler
     name: str  # the layer's qualified name in the model
+    plain: type[nn.Module] = nn.Linear  # what it is made from
+    transposed: bool = False  # whether its weight is W^T (i, o)
     # Set while a part is recomputed of which this is the last layer that keeps something:
     without_product: bool = False  # nothing reads the output's value
     when_done: Callable[[Tensor], None] | None = None  # is given the output
@@ -41,22 +45,22 @@ class SampledLinear(nn.Linear):
 
     def _output(self, input: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled() and self.weight.requires_grad):
-            return F.linear(input, self.weight, self.bias)
+            return self.plain.forward(self, input)
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
                 "nn.DataParallel runs replicas of the sampled layers in threads that share one "
                 "sampler, which would mix their batches; use one process per device (torchrun, "
                 "DistributedDataParallel), or make one device visible (CUDA_VISIBLE_DEVICES=0)"
             )
-        sampler = self.sampler.side
+        sampler, weight = self.sampler.side, self.weight.T if self.transposed else self.weight
         if sampler.picks_late(self.name, input):
             pick = sampler.pick_of(self.name, input)
             product = not self.without_product
-            return LateLinearFunction.apply(input, self.weight, self.bias, pick, product)
+            return LateLinearFunction.apply(input, weight, self.bias, pick, product)
         sampled = sampler.sample_rows(self.name, input)
         if sampled is None:
-            return F.linear(input, self.weight, self.bias)
-        return SampledLinearFunction.apply(input, self.weight, self.bias, sampled)
+            return F.linear(input, weight, self.bias)
+        return SampledLinearFunction.apply(input, weight, self.bias, sampled)
 
     def extra_repr(self) -> str:
         config = self.sampler.config
