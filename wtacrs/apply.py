@@ -220,7 +220,8 @@ def _make_exact(handle: Handle) -> None:
         try:
             turned = save_less_(model, kinds, config.gelu, seed, handle.left)
         except ValueError as error:
-            turned, handle.left[str(error)] = {}, [type(model).__name__]
+            turned, why = {}, str(error).split(";")[0]  # without all that there is
+            handle.left[why] = [type(model).__name__]
         for name, kind in turned.items():
             handle.swapped.setdefault(kind, []).append(name)
     if "loss" in config.lossless and (names := save_less_of_loss_(model)):
