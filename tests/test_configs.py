@@ -25,6 +25,7 @@ NEEDED = {
     "model=digits_tiny": ("task=digits",),
     "task=digits": ("model=digits_tiny",),
     "measure=variance": ("estimator=pps",),
+    "task=sft": ("task.train_file=rows.jsonl",),
 }
 SMALLER = {"experiment=variance": ("measure.probe_steps=[1]", "measure.budgets=[0.3]")}
 

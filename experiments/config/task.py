@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from experiments.config.build import left_out
-from experiments.config.known import CLASSIFICATION, REGRESSION
+from experiments.config.known import CLASSIFICATION, LANGUAGE, REGRESSION
 from experiments.config.rules import (
     check_choice,
     check_distinct,
@@ -57,8 +57,12 @@ class TaskConfig:
     """A task: data, columns, labels, metrics."""
 
     name: str
-    source: str = "glue"  # tables of text, in a folder or on the hub; or digits, in scikit-learn
+    # glue: tables of text, in a folder or on the hub; digits, in scikit-learn; sft: to be continued
+    source: str = "glue"
     data_dir: str | None = None  # a folder in the GLUE layout; null: the hub
+    train_file: str | None = left_out()  # of sft: a .jsonl file or a folder of datasets
+    eval_file: str | None = left_out()  # null: a tenth of the rows
+    data_sha256: str | None = left_out()  # of its rows, which a run finds out
     max_length: int = 128  # tokens of a row, the rest is cut off
     max_train_rows: int | None = None  # null: all
     folder: str | None = left_out()  # in data_dir
@@ -75,11 +79,19 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check_name("task.name", self.name)
-        check_choice("task.source", self.source, ("glue", "digits"))
+        check_choice("task.source", self.source, ("glue", "digits", "sft"))
         check_text("task.data_dir", self.data_dir)
         check_range("task.max_length", self.max_length, 2, most=2**20)
         if self.max_train_rows is not None:
             check_range("task.max_train_rows", self.max_train_rows, 1, remedy="null takes all")
+        for key in ("train_file", "eval_file"):
+            if (file := getattr(self, key)) is not None:
+                check_text(f"task.{key}", file)
+                if self.source != "sft":
+                    raise wrong(f"task.{key}", file, "is of task=sft")
+        if self.source == "sft":
+            self._check_continued()
+            return
         self._check_labels()
         self._check_metrics()
         if self.source == "glue":
@@ -89,13 +101,23 @@ class TaskConfig:
     @property
     def regression(self) -> bool:
         """Whether a row has a score, and no class."""
-        return self.labels is None
+        return self.labels is None and self.source != "sft"
 
     def width(self, split: str) -> int:
         """Columns of a row in the file of ``split``."""
         columns = self.columns if isinstance(self.columns, int) else (self.columns or {}).get(split)
         assert columns is not None
         return columns
+
+    def _check_continued(self) -> None:
+        check_filled("task.metrics", self.metrics)
+        check_distinct("task.metrics", self.metrics)
+        for name in self.metrics:
+            check_choice("task.metrics", name, LANGUAGE)
+        if self.labels is not None:
+            raise wrong("task.labels", self.labels, "mean nothing to task=sft")
+        if self.train_file is None:
+            raise wrong("task.train_file", None, "must name a .jsonl file or a datasets folder")
 
     def _check_labels(self) -> None:
         if self.labels is None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from experiments.config import PlanConfig, compose
 from experiments.config.arguments import check_arguments, grid
+from experiments.run.own_model import settled
 
 
 def settings(overrides: Sequence[str]) -> dict[str, PlanConfig]:
@@ -21,6 +23,7 @@ def settings(overrides: Sequence[str]) -> dict[str, PlanConfig]:
     found = {}
     for swept, point in grid(check_arguments(PlanConfig, overrides, sweeps=True)):
         config = compose(PlanConfig, point)
+        config = replace(config, model=settled(config.model))
         found[" ".join(f"{key.lstrip('+')}={_value(config, key)}" for key in swept)] = config
     return found
 

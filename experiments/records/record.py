@@ -20,7 +20,7 @@ STATUSES = ("completed", "failed", "out_of_memory", "interrupted")
 # Where things lie and how they are shown does not change what is computed.
 NOT_HASHED = {
     "": ("results_dir", "overwrite", "logging", "plugins", "mode"),  # measure.alone says the mode
-    "task": ("data_dir",),
+    "task": ("data_dir", "train_file", "eval_file"),  # of files the sum of their rows counts
     "training": ("progress", "checkpoint_steps", "checkpoint_minutes"),
     "memory": ("name", "sample_linears"),  # the other keys and the estimator say it all
 }

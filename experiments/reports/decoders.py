@@ -16,7 +16,7 @@ from experiments.reports.latex import latex
 from experiments.reports.tables import splice
 from experiments.words import GIB, MISSING
 
-SHOWN = ("Full", "checkpoint", "lean@0.3", "leanest@0.3", "LoRA+checkpoint", "LoRA+lean@0.3")
+SHOWN = "Llama-3.2-1B"  # in a document; the others stand in the table of all
 NOTE = """
 Parameters, gradients and AdamW's state in bf16; planned for CUDA's kernels. A cell is the peak of a
 step in GiB, and its operations (of matrix products) beside those of full fine-tuning. A peak that
@@ -63,7 +63,7 @@ def write(folder: Path, output: Path, document: Path | None = None) -> str:
 
     Args:
         folder: of the plans.
-        document: where the rows of ``SHOWN`` stand between the marks "decoders", too.
+        document: where the rows of the model ``SHOWN`` stand between the marks "decoders", too.
 
     Raises:
         UserError: no plans, or a document without marks.
@@ -77,7 +77,7 @@ def write(folder: Path, output: Path, document: Path | None = None) -> str:
     markdown = f"{_markdown(text)}{NOTE}{note}"
     output.with_suffix(".md").write_text(markdown, encoding="utf-8")
     if document is not None:
-        short = text[text["method"].isin(SHOWN)]
+        short = text[text["model"] == SHOWN]
         splice(document, f"{_markdown(short)}{note}", "decoders")
     return markdown
 

@@ -52,10 +52,16 @@ CLASSIFICATION: dict[str, Metric] = {
     "matthews_correlation": _matthews,
 }
 REGRESSION: dict[str, Metric] = {"pearson": _pearson, "spearman": _spearman}
+# Of rows (n, 3): sum of the tokens' losses, their number, how many were right.
+LANGUAGE: dict[str, Callable[[np.ndarray], float]] = {
+    "perplexity": lambda sums: float(np.exp(sums[:, 0].sum() / sums[:, 1].sum())),
+    "token_accuracy": lambda sums: float(sums[:, 2].sum() / sums[:, 1].sum()),
+}
 
 
 def compute(names: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Score `predictions` (n, classes), or (n, 1) for regression, against `labels` (n,).
+    """Score `predictions` (n, classes), or (n, 1) for regression, against `labels` (n,); of a
+    language model the sums (n, 3) of `LANGUAGE`, whatever the labels.
 
     Returns one float per name, in the order of `names`; F1 is that of class 1 of two. An undefined
     correlation (all predictions or all labels equal) is 0.0.
@@ -63,7 +69,7 @@ def compute(names: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -
     Raises ValueError for an unknown metric, for shapes the metric is not defined for, and for
     predictions that are not finite: their argmax is 0, and a diverged run must not get a score.
     """
-    known = sorted(CLASSIFICATION | REGRESSION)
+    known = sorted({*CLASSIFICATION, *REGRESSION, *LANGUAGE})
     for name in names:
         if name not in known:
             raise ValueError(f"unknown metric {name!r}; choose from {', '.join(known)}")
@@ -83,6 +89,10 @@ def compute(names: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -
 
 def _score(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
     outputs = predictions.shape[1]
+    if name in LANGUAGE:
+        if outputs != 3 or not predictions[:, 1].any():
+            raise ValueError(f"metric {name!r} needs the sums of rows with tokens to predict")
+        return LANGUAGE[name](predictions)
     if (name in REGRESSION) != (outputs == 1):
         rule = "one output" if name in REGRESSION else "at least two outputs"
         raise ValueError(f"metric {name!r} needs {rule} per row, the predictions have {outputs}")

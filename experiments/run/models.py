@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from omegaconf import OmegaConf
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -21,26 +19,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
-from experiments.config import CONF, ModelConfig
+from experiments.config import ModelConfig
 from experiments.config.rules import nearest
 from experiments.errors import UserError
 from experiments.run.pretrained import ModelError, from_pretrained
 from experiments.run.text2text import is_text_to_text
-
-
-def model_name(config: ModelConfig) -> str:
-    """The name of the group ``model``, or of what ``model.path`` names in place of the group's own.
-
-    So two folders are two models in records and tables. The name is the last part of the path.
-    """
-    group = CONF / "model" / f"{config.name}.yaml"
-    if not group.is_file():
-        return config.name
-    usual = OmegaConf.to_container(OmegaConf.load(group), resolve=True)
-    if config.path == usual["path"]:  # type: ignore[index,call-overload]
-        return config.name
-    return re.sub(r"[^\w.]+", "_", Path(config.path).expanduser().resolve().name) or config.name
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
@@ -67,8 +55,8 @@ def load_architecture(config: ModelConfig) -> PreTrainedConfig:
 def load_model(config: ModelConfig, num_labels: int, regression: bool) -> PreTrainedModel:
     """A model in float32 that is ready to be trained, in the way of its type.
 
-    A T5 is text to text as it is and gets no head (``text2text``). Every other type is
-    a sequence classifier with a new head, initialised from torch's generator.
+    A T5 is text to text as it is and gets no head (``text2text``), nor does a language model. Every
+    other type is a sequence classifier with a new head, initialised from torch's generator.
 
     Args:
         config: the group ``model``.
@@ -85,7 +73,9 @@ def load_model(config: ModelConfig, num_labels: int, regression: bool) -> PreTra
     architecture = load_architecture(config)
     if config.source == "scratch":
         return _new(config, architecture, head)
-    loader, settings = _loader(architecture, head)
+    if config.head == "language_model":
+        _check_decodes(config, architecture)
+    loader, settings = _loader(architecture, head, config.head)
 
     def load() -> PreTrainedModel:
         try:
@@ -113,7 +103,7 @@ def new_model(config: ModelConfig) -> PreTrainedModel:
 
     For what depends on sizes alone: memory, speed, planning. Under torch's ``FakeTensorMode`` it
     takes seconds and no memory whatever the size. The sizes are those of the folder or
-    package; of ``architecture`` if no folder is there (hub, folder); of ``config`` (scratch).
+    package; of ``architecture`` if no folder is there, or the hub's; of ``config`` (scratch).
 
     Raises:
         ModelError: package not installed, no ``architecture`` in the config, impossible sizes.
@@ -127,15 +117,24 @@ def new_model(config: ModelConfig) -> PreTrainedModel:
     elif config.architecture is not None:
         architecture = _sizes(config)
     else:
-        raise ModelError(
-            f"model={config.name} has no sizes; give model.architecture: model_type and the values "
-            "of its config.json, as conf/model/bert_base.yaml does"
-        )
+        architecture = _of_hub(config)
     if config.head == "language_model":
         architecture.use_cache = False
         causal = AutoModelForCausalLM.from_config
         return _made(config, lambda: causal(architecture, dtype=torch.float32))
     return _new(config, architecture, {"num_labels": 2})
+
+
+def _of_hub(config: ModelConfig) -> PreTrainedConfig:
+    """The sizes in the hub's config.json."""
+    try:
+        found: PreTrainedConfig = from_pretrained(AutoConfig, config, **config.config)
+        return found
+    except ModelError as error:
+        raise ModelError(
+            f"model={config.name} has no sizes; give model.architecture: model_type and the values "
+            f"of its config.json, as conf/model/bert_base.yaml does ({error})"
+        ) from error
 
 
 def _sizes(config: ModelConfig) -> PreTrainedConfig:
@@ -176,8 +175,23 @@ def _made(config: ModelConfig, make: Callable[[], Any]) -> Any:
         raise ModelError(f"model={config.name}: these sizes make no model ({reason})") from error
 
 
-def _loader(architecture: PreTrainedConfig, head: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _check_decodes(config: ModelConfig, architecture: PreTrainedConfig) -> None:
+    """Refuse what is no decoder: an encoder would see the words that it is to predict."""
+    kind = architecture.model_type
+    encodes = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not architecture.is_decoder
+    if encodes or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"model={config.name}: a {kind} is no decoder, which task=sft trains; give "
+            "model.path=FOLDER of one, say a Llama's"
+        )
+
+
+def _loader(
+    architecture: PreTrainedConfig, head: dict[str, Any], of: str | None = None
+) -> tuple[Any, dict[str, Any]]:
     """The class that makes a model of this type, and the settings it takes beside the sizes."""
+    if of == "language_model":
+        return AutoModelForCausalLM, {"use_cache": False}
     if is_text_to_text(architecture):
         # The cache of keys and values is for generating; training would keep it for nothing.
         return AutoModelForSeq2SeqLM, {"use_cache": False}

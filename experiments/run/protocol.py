@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.config.known import LOWER_IS_BETTER
 from experiments.run import metrics
 
 HALVING_SEED = 0
@@ -41,10 +42,11 @@ def summary(per_epoch: Sequence[dict[str, Any]], main: str) -> dict[str, Any]:
         per_epoch: of each evaluation, in order, its epoch and its ``scores``.
         main: the metric that picks the epoch; of equals the first.
     """
-    best = max(per_epoch, key=lambda epoch: epoch[main])
+    pick = min if main in LOWER_IS_BETTER else max
+    best = pick(per_epoch, key=lambda epoch: epoch[main])
     held_out = None
     if all(PICKING in epoch for epoch in per_epoch):
-        picked = max(per_epoch, key=lambda epoch: epoch[PICKING])
+        picked = pick(per_epoch, key=lambda epoch: epoch[PICKING])
         held_out = {"score": picked[REPORTING], "picked_epoch": picked["epoch"]}
     return {
         "main": main,

@@ -23,17 +23,18 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from experiments.config import LoggingConfig, RunConfig, as_record
+from experiments.config import LoggingConfig, RunConfig, TaskConfig, as_record
 from experiments.errors import UserError
 from experiments.records.claims import Claim, UnderWay, claimed
 from experiments.records.provenance import provenance
 from experiments.records.record import RunRecord, check_writable, record_path
-from experiments.run import checkpoints, measure, ranks, training, tuning
+from experiments.run import checkpoints, measure, ranks, sft, training, tuning
 from experiments.run.attribution import measure_alone
 from experiments.run.interruption import Interruption
 from experiments.run.memory import memory_config, save_memory
-from experiments.run.models import load_architecture, load_model, load_tokenizer, model_name
+from experiments.run.models import load_architecture, load_model, load_tokenizer
 from experiments.run.outcome import RunError, existing, keep, status_of
+from experiments.run.own_model import settled
 from experiments.run.probe import VarianceProbe
 from experiments.run.summary import show
 from experiments.run.tasks import TaskData, load_task
@@ -56,7 +57,8 @@ def run(config: RunConfig) -> RunRecord | None:
     try:
         config = replace(
             config,
-            model=replace(config.model, name=model_name(config.model)),
+            model=settled(config.model, config.task.source == "sft"),
+            task=with_fingerprint(config.task),
             training=replace(config.training, world_size=ranks.world_size()),
         )
         load_plugins(config)
@@ -130,6 +132,11 @@ def checkpoint_folder(path: Path) -> Path:
     of results."""
     folder = hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:8]
     return CHECKPOINTS / f"{path.stem}-{folder}"
+
+
+def with_fingerprint(task: TaskConfig) -> TaskConfig:
+    """The task, with a sum of the rows that are a user's own: other rows are another run."""
+    return replace(task, data_sha256=sft.fingerprint(task)) if task.source == "sft" else task
 
 
 def load_plugins(config: RunConfig) -> None:

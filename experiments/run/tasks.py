@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from experiments.config import HubConfig, TaskConfig
+from experiments.run import sft
 from experiments.run.glue import Rows, TaskError, read_file, read_label
 
 
@@ -50,6 +51,8 @@ def load_task(
 
     Raises TaskError for settings and data that break a rule, and when the hub cannot be reached.
     """
+    if task.source == "sft":
+        return _continued(task, tokenizer)
     _check_length(task, tokenizer)
     if task.source == "digits":
         splits = _read_digits()
@@ -68,6 +71,21 @@ def load_task(
         regression=task.regression,
         max_tokens=pc.max(pc.list_value_length(train.data.column("input_ids"))).as_py(),
     )
+
+
+def _continued(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -> TaskData:
+    """Prompts and completions."""
+    if tokenizer is None:
+        raise TaskError(f"task {task.name!r} is text, which tokenizer=None cannot read.")
+    splits = sft.read_splits(task)
+    if (most := task.max_train_rows) is not None and most < len(splits["train"]):
+        kept = np.random.RandomState(0).permutation(len(splits["train"]))[:most]
+        splits["train"] = [splits["train"][i] for i in kept]
+    found = {name: sft.encode(rows, tokenizer, task.max_length) for name, rows in splits.items()}
+    train = found.pop("train")
+    train = train.add_column("sample_ids", np.arange(len(train)))
+    longest = max(map(len, train["input_ids"]))
+    return TaskData(train, found, num_labels=0, regression=False, max_tokens=longest)
 
 
 def _check_length(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -102,7 +120,7 @@ def check_source(task: TaskConfig) -> None:
 
     Raises TaskError if not.
     """
-    if task.source == "digits":
+    if task.source in ("digits", "sft"):
         return
     if task.data_dir is not None:
         _folder(task)

@@ -26,7 +26,7 @@ from transformers import (
 
 from experiments.config import RunConfig
 from experiments.errors import UserError
-from experiments.run import protocol
+from experiments.run import protocol, sft
 from experiments.run.ranks import gather
 from experiments.run.tasks import TaskData
 from experiments.run.text2text import TextTrainer, is_text_to_text, text_to_text
@@ -152,7 +152,7 @@ class LossBar(ProgressCallback):
 
 
 def pad_pixels(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """The collator of a task without tokenizer: pad with token 0 and a mask."""
+    """The collator of a task without tokenizer."""
     batch = {
         key: pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True)
         for key in ("input_ids", "attention_mask")
@@ -176,8 +176,14 @@ def build_trainer(
     collate: Any = pad_pixels if tokenizer is None else DataCollatorWithPadding(tokenizer)
 
     def score(p: EvalPrediction) -> dict[str, float]:
-        return protocol.scores(names, np.asarray(p.predictions), np.asarray(p.label_ids))
+        labels = np.asarray(p.label_ids)  # of a language model (n, t), and not read
+        return protocol.scores(
+            names, np.asarray(p.predictions), labels.reshape(len(labels), -1).T[0]
+        )
 
+    more: dict[str, Any] = {}
+    if config.task.source == "sft" and tokenizer is not None:
+        collate, more["preprocess_logits_for_metrics"] = sft.collator(tokenizer), sft.sums
     kind = Trainer if text is None else TextTrainer
     trainer = kind(
         model=model,
@@ -187,6 +193,7 @@ def build_trainer(
         data_collator=collate if text is None else text.collate,
         compute_metrics=score,
         callbacks=callbacks,
+        **more,
     )
     if isinstance(trainer, TextTrainer) and text is not None:
         trainer.text = text
@@ -202,11 +209,7 @@ def longest_sequence(
     tokenizer: PreTrainedTokenizerBase | None,
     data: TaskData,
 ) -> int:
-    """Tokens of the longest sequence that training meets; a target may be longer than its source.
-
-    Raises:
-        UserError: the task cannot be put as the model needs it.
-    """
+    """Tokens of the longest sequence that training meets; a target may be the longer one."""
     text = text_to_text(model.config, config.task, tokenizer)
     return max([data.max_tokens, *map(len, text.targets if text else [])])
 

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.config import RunConfig, compose
 from experiments.run import runner
-from experiments.run.models import model_name
+from experiments.run.own_model import settled
 from experiments.run.runner import run
 
 
@@ -36,5 +36,5 @@ def test_a_claim_lies_beside_the_record_while_it_runs(make_config, tmp_path, mon
 def test_a_run_is_named_after_the_model_that_it_loads(overrides, name, monkeypatch):
     monkeypatch.setenv("WTACRS_MODELS", "/elsewhere")
     model = compose(RunConfig, ["task=sst2", *overrides]).model
-    assert model_name(model) == name
-    assert model_name(replace(model, name=name)) == name
+    assert settled(model).name == name
+    assert settled(replace(model, name=name)).name == name
