@@ -6,7 +6,7 @@ DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench table figure-variance ablation centred exact deep-narrow table2 \
-	batches table1 figure8 paper reports audit models test check format
+	batches decoders table1 figure8 paper reports audit models test check format
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,10 @@ PLAN = HF_HUB_OFFLINE=1 $(PY) -m experiments.plan.published
 table2: $(STAMP) ## the paper's Table 2 and ours, planned without a GPU (half an hour; what is not stale is kept)
 	$(PLAN) table2 --records results/plan
 	$(PUBLISH) table2
+
+decoders: $(STAMP) ## plan a step of Llama, Qwen, Gemma and a mixture of experts, and make its table (half an hour)
+	$(PLAN) decoders --records results/plan
+	$(PUBLISH) decoders
 
 batches: $(STAMP) ## peak against batch size and largest batches, planned (hours; what is not stale is kept)
 	$(PLAN) batches --records results/plan
