@@ -8,6 +8,7 @@ touch. It also holds RESERVE bytes of the disk, which are let go before the reco
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import socket
@@ -61,6 +62,9 @@ def claimed(record: Path, config: dict[str, Any]) -> Iterator[Claim]:
                 f"process {other['pid']} on {other['host']} runs it since {other['started_at']}: "
                 f"{record}"
             )
+        for name in (record.name, path.name):  # what a write that was killed has left
+            for left in path.parent.glob(f".{glob.escape(name)}.*"):
+                left.unlink()
         _write(path, config)
     ended = threading.Event()
     beat = threading.Thread(target=_touch, args=(path, ended), daemon=True)
