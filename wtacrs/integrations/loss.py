@@ -48,7 +48,8 @@ class LanguageModelLoss:
         flat = logits.reshape(-1, vocab_size)
         made_of: Any = getattr(logits, "wtacrs_head", (None, None, None, None))
         x, weight, bias, version = made_of
-        if version != logits._version:  # changed in place since, or not of a head
+        # Changed in place since, not of a head, or of one with more words than are counted.
+        if version != logits._version or logits.shape[-1] != vocab_size:
             x = weight = bias = None
         else:
             x, flat = x.reshape(len(flat), -1), flat.detach()
