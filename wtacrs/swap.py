@@ -24,8 +24,8 @@ def sample_linears_(
 ) -> Sampler:
     """Turn linear layers of ``model`` into ``SampledLinear``, in place.
 
-    The layers stay the same objects with the same parameters: state-dict keys, tying,
-    ``requires_grad``, hooks, device and an optimizer that was made before all stay as they are.
+    They stay the same objects with the same parameters: state-dict keys, tying, ``requires_grad``,
+    hooks, device and an optimizer that was made before all stay as they are.
 
     Args:
         model: any module. By default every trainable linear layer in its transformer blocks (the
@@ -52,20 +52,19 @@ def sample_linears_(
         )
     sampler = Sampler(config, [*chosen], skipped, num_samples, max_tokens)
     for name, layer in chosen.items():
-        # The object stays: whoever holds the layer, its hooks or its parameters, holds them still.
-        if type(layer) is not nn.Linear:
-            _note_kind(layer)
-        layer.__class__ = SampledLinear
-        layer.sampler, layer.name = sampler, name  # type: ignore[assignment]
+        _turn(layer, name, sampler)
     sampler.follow(model)
     return sampler
 
 
-def _note_kind(layer: Any) -> None:
-    """What a linear layer is that is no ``nn.Linear``, and the sizes that one has."""
-    layer.plain, layer.transposed = type(layer), is_transposed(layer)
-    if layer.transposed:
-        layer.in_features, layer.out_features = layer.weight.shape
+def _turn(layer: Any, name: str, sampler: Sampler) -> None:
+    """The object stays: whoever holds it, its hooks or its parameters, holds them still."""
+    if type(layer) is not nn.Linear:
+        layer.plain, layer.transposed = type(layer), is_transposed(layer)
+        if layer.transposed:  # sizes that an nn.Linear has
+            layer.in_features, layer.out_features = layer.weight.shape
+    layer.__class__ = SampledLinear
+    layer.sampler, layer.name = sampler, name
 
 
 def restore_linears_(model: nn.Module) -> None:

@@ -55,24 +55,17 @@ def _attend(
     if over_sdpa and (not trains or (dropout == 0 and position_bias is None)):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        given: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
-        if position_bias is not None:
-            given["position_bias"] = position_bias
-        out, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **given, **kwargs
-        )
+        given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
+        given |= {} if position_bias is None else {"position_bias": position_bias}
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **given)
         return out, None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    biases = [
-        bias[(None,) * (4 - bias.dim())]  # (b or 1, h or 1, t or 1, s)
-        for bias in (position_bias, attention_mask)
-        if bias is not None
-    ]
+    added = (bias for bias in (position_bias, attention_mask) if bias is not None)
+    biases = [bias[(None,) * (4 - bias.dim())] for bias in added]  # (b or 1, h or 1, t or 1, s)
     if config._attn_implementation == NAMES["sampled"] and trains:
         key, value = (for_each_head(x, query.shape[1]) for x in (key, value))
-        out = SampledAttention.apply(
-            query, key, value, scaling, dropout, _sampler_of(module), *biases
-        )
+        drawn_by = _sampler_of(module)
+        out = SampledAttention.apply(query, key, value, scaling, dropout, drawn_by, *biases)
     else:
         # transformers makes no mask where it expects the kernel to know the order.
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

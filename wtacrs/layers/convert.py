@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,8 +35,8 @@ def save_less_(
 ) -> dict[str, str]:
     """Turn layers of ``model`` into layers that keep less for the backward pass, in place.
 
-    The layers stay the same objects with the same parameters. Gradients are those of the plain
-    layers up to rounding; with ``gelu="rounded"`` they are unbiased.
+    They stay the same objects with the same parameters. Gradients are those of the plain layers up
+    to rounding; with ``gelu="rounded"`` they are unbiased.
 
     Args:
         model: any module.
@@ -65,20 +66,25 @@ def save_less_(
             left.setdefault(kind, []).append(name)
         new = classes.get(module) or _lossless_class(module, kinds, gelu, kind)
         if new is not None and "plain_class" not in module.__dict__:
-            module.plain_class = type(module)
-            module.__class__ = new
-            if isinstance(module, LosslessLayerNorm):
-                module.in_bfloat16 = _invertible(module, torch.bfloat16)
-            if isinstance(module, LosslessNorm) and isinstance(kind, NormKind):
-                module.kind = kind
-            if isinstance(module, RoundedGELU):
-                module.rounding = rounding
+            _turn(module, new, kind, rounding)
             turned[name] = new.__name__
     if "gate" in kinds:
         turned |= dict.fromkeys(gate_(model), GatedForward.__name__)
     if not turned:
         raise _nothing(model, kinds, gelu)
     return turned
+
+
+def _turn(module: Any, new: type[nn.Module], kind: Any, rounding: Randomness) -> None:
+    """Make ``module`` one of the class ``new``, with what that needs to know."""
+    module.plain_class = type(module)
+    module.__class__ = new
+    if isinstance(module, LosslessLayerNorm):
+        module.in_bfloat16 = _invertible(module, torch.bfloat16)
+    if isinstance(module, LosslessNorm):
+        module.kind = kind
+    if isinstance(module, RoundedGELU):
+        module.rounding = rounding
 
 
 def _nothing(model: nn.Module, kinds: Sequence[str], gelu: str) -> ValueError:

@@ -45,8 +45,7 @@ def estimate_matmul(
     if weights is not None:
         indices, scales = select(estimator, weights, k, generator=generator)
     else:
-        if generator is None:
-            generator = fresh_generator(a.device)
+        generator = generator or fresh_generator(a.device)
         product = scaled_row_norms(a).double() * scaled_row_norms(b).double()
         probabilities = normalise(product).to(torch.promote_types(a.dtype, torch.float32))
         indices, scales = draw(estimator, probabilities, k, generator)

@@ -192,7 +192,6 @@ def test_a_run_that_replaces_a_record_goes_on_where_it_was_cut_off(train, tmp_pa
 
 
 def test_checkpoints_by_the_clock(train, tmp_path):
-    """Here with each step; the run is the same."""
     whole, losses, _ = train(folder="whole")
     _, before, _ = train("training.checkpoint_minutes=1e-9", cut_after=4)
     assert before == losses[:4]

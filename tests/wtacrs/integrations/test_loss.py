@@ -230,12 +230,6 @@ def test_copies_and_undo():
     assert_same(step(model, batch()), expected)
 
 
-def test_a_batch_without_labels():
-    model = llama()
-    save_less_of_loss_(model)
-    assert model(input_ids=batch()["input_ids"]).loss is None
-
-
 def test_two_passes_before_one_backward_pass():
     """Each loss has the head's input of its own pass."""
     model = llama()
