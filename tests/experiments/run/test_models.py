@@ -120,8 +120,8 @@ def test_folder_that_lacks_a_part(load, part, model_config, saved_model, tmp_pat
     message = rf"{folder} lacks {part} \({there}.*\); give model.path=FOLDER, .*save_pretrained"
     with pytest.raises(ModelError, match=message):
         load(config)
-    if part != "config.json":  # sizes need no more
-        new_model(config)
+    if part != "config.json":
+        new_model(config)  # sizes need no more
 
 
 @pytest.mark.parametrize("load", LOAD)

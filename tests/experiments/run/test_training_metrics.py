@@ -6,7 +6,7 @@ import pytest
 
 from experiments.run import training
 
-FACTS = SimpleNamespace(mean_loss=1.5, curve={"step": [10], "loss": [9.0]})
+FACTS = SimpleNamespace(mean_loss=1.5, mean_curve={"step": [10], "loss": [9.0]})
 
 
 def test_metrics_need_an_evaluation(make_config):
