@@ -78,10 +78,13 @@ def flat(state):
         ("wtacrs", 2, 5, 4),  # within the second, where gradient norms per sample are used
         ("full", 2, 5, 4),
         ("wtacrs", 4, 3, 0),  # before the first checkpoint: from the start
+        ("wtacrs training.group_by_length=true", 2, 3, 2),  # the order of an epoch is one draw
+        ("full training.group_by_length=true", 2, 5, 4),
     ],
 )
 def test_resumed_run_is_the_same_run(estimator, every, cut_after, from_step, train, capsys):
-    chosen = (f"estimator={estimator}",)
+    estimator, *more = estimator.split()
+    chosen = (f"estimator={estimator}", *more)
     whole, losses, handle = train(*chosen, folder="whole")
     assert len(losses) == 6
     chosen += (f"training.checkpoint_steps={every}",)
