@@ -10,19 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wtacrs.layers.loss import CrossEntropyFunction
+from wtacrs.swap import OwnForward
 
 IGNORED = -100  # as a label, in transformers
 
 
-class LanguageModelLoss:
+class LanguageModelLoss(OwnForward):
     """What a model calls for its loss: transformers' ``ForCausalLMLoss`` or ``ForMaskedLMLoss``.
 
     Args:
+        module: the model.
         plain: the one of them that it stands for.
         shifts: whether tokens before n predict token n.
     """
 
-    def __init__(self, plain: Any, shifts: bool) -> None:
+    def __init__(self, module: nn.Module, plain: Any, shifts: bool) -> None:
+        super().__init__(module)
         self.plain, self._shifts = plain, shifts
 
     def __call__(
@@ -35,8 +38,10 @@ class LanguageModelLoss:
         shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        # A compiler fuses the plain one by itself; without gradients it keeps nothing.
-        if torch.compiler.is_compiling() or not logits.requires_grad:
+        # A compiler fuses the plain one by itself; without gradients it keeps nothing; and an
+        # evaluation is the plain one's, bit for bit.
+        trains = logits.requires_grad and self.module.training
+        if torch.compiler.is_compiling() or not trains:
             given = {"num_items_in_batch": num_items_in_batch, "ignore_index": ignore_index}
             given |= {} if shift_labels is None else {"shift_labels": shift_labels}
             loss: Tensor = self.plain(logits, labels, vocab_size, **given, **kwargs)
@@ -82,7 +87,7 @@ def save_less_of_loss_(model: nn.Module) -> list[str]:
         shifts = _plain_loss(module)
         if shifts is None:
             continue
-        module.loss_function = LanguageModelLoss(module.loss_function, shifts)
+        module.loss_function = LanguageModelLoss(module, module.loss_function, shifts)
         chosen.append(name)
         head: Any = module.get_output_embeddings()
         if type(head) is nn.Linear and "forward" not in head.__dict__:

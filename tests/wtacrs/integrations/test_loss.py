@@ -208,9 +208,10 @@ def test_adapters_on_the_head():
     assert_same(step(model, batch()), expected)
 
 
-def test_without_gradients_it_is_the_plain_one():
-    model = llama()
-    with torch.no_grad():
+@pytest.mark.parametrize("how", ["no gradients", "evaluation"])
+def test_without_training_it_is_the_plain_one(how):
+    model = llama().train(how != "evaluation")
+    with torch.set_grad_enabled(how == "evaluation"):
         expected = model(**batch()).loss
         save_less_of_loss_(model)
         assert torch.equal(model(**batch()).loss, expected)
