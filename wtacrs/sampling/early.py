@@ -66,7 +66,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x, weight, bias)
+        return no_view(F.linear(x, weight, bias))
+
+
+def no_view(y: Tensor) -> Tensor:
+    """``y``, made in an autograd Function, so that it may be changed in place as a layer's output
+    may: torch forbids that for views, and with a bias ``F.linear`` gives one of its (n, o)."""
+    if torch.compiler.is_compiling() or not y._is_view():
+        return y
+    return torch.ops.aten._unsafe_view(y, y.shape)
 
 
 def left_side(dy: Tensor, kept: Kept, norms: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -212,3 +213,14 @@ def test_nothing_outlives_the_forward_pass_unseen(estimator, make_layer):
     del y
     assert tracker.current_bytes == parameters + known
     assert sampler.rows_kept == K
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_output_may_be_changed_in_place(make_layer, late):
+    """As DeBERTa does: with a bias, the output of ``F.linear`` is a view of its rows."""
+    layer, sampler = make_layer(budget=0.5)
+    x = torch.randn(2, 10, 4, requires_grad=True)
+    with sampler.recomputed() if late else nullcontext():
+        layer(x).transpose(1, 2).mul_(3).sum().backward()
+    expected = 3 * layer.weight.detach().sum(0).expand(2, 10, 4)
+    torch.testing.assert_close(x.grad, expected)
