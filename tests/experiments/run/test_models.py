@@ -102,11 +102,8 @@ def test_any_folder_is_a_source(name, model_config, saved_model, monkeypatch):
         assert new_model(config).config.hidden_size == 16
 
 
-FOLDER_PARTS = {
-    "config.json": "config.json",
-    "weights": "model.safetensors",
-    "a tokenizer": "tokenizer.json",
-}
+FOLDER_PARTS = {"config.json": "config.json", "weights": "model.safetensors"}
+FOLDER_PARTS |= {"a tokenizer": "tokenizer.json"}
 LOAD = [load_tokenizer, lambda config: load_model(config, 2, False)]
 
 

@@ -11,7 +11,7 @@ from experiments.errors import UserError
 from experiments.records.record import RunRecord
 from experiments.run import checkpoints, measure, runner
 from experiments.run.interruption import Interruption
-from experiments.run.training import longest_batch, pad_pixels, training_arguments
+from experiments.run.training import longest_batch, training_arguments
 from wtacrs.integrations.trainer import STATE_FILE
 
 # Three steps an epoch, two epochs; dropout draws from the global generator, wtacrs from its own.
@@ -79,7 +79,6 @@ def flat(state):
         ("full", 2, 5, 4),
         ("wtacrs", 4, 3, 0),  # before the first checkpoint: from the start
         ("wtacrs training.group_by_length=true", 2, 3, 2),  # the order of an epoch is one draw
-        ("full training.group_by_length=true", 2, 5, 4),
     ],
 )
 def test_resumed_run_is_the_same_run(estimator, every, cut_after, from_step, train, capsys):
@@ -202,20 +201,6 @@ def test_checkpoints_by_the_clock(train, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-3"]
     resumed, after, _ = train()
     assert (after, resumed.metrics) == (losses[3:], whole.metrics)
-
-
-def test_pad_pixels():
-    rows = [
-        {"input_ids": [3, 4, 5], "attention_mask": [1, 1, 1], "labels": 1, "sample_ids": 8},
-        {"input_ids": [6], "attention_mask": [1], "labels": 0, "sample_ids": 2},
-    ]
-    batch = {key: value.tolist() for key, value in pad_pixels(rows).items()}
-    assert batch == {
-        "input_ids": [[3, 4, 5], [6, 0, 0]],
-        "attention_mask": [[1, 1, 1], [1, 0, 0]],
-        "labels": [1, 0],
-        "sample_ids": [8, 2],
-    }
 
 
 def test_longest_batch():

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.run import training
+from experiments.run.training import pad_pixels
 
 FACTS = SimpleNamespace(mean_loss=1.5, mean_curve={"step": [10], "loss": [9.0]})
 
@@ -31,4 +32,18 @@ def test_metrics_from_the_log(make_config):
             {"epoch": 1.0, "step": 2, "accuracy": 0.9, "mismatched_accuracy": 0.7},
             {"epoch": 2.0, "step": 4, "accuracy": 0.8},
         ],
+    }
+
+
+def test_pad_pixels():
+    rows = [
+        {"input_ids": [3, 4, 5], "attention_mask": [1, 1, 1], "labels": 1, "sample_ids": 8},
+        {"input_ids": [6], "attention_mask": [1], "labels": 0, "sample_ids": 2},
+    ]
+    batch = {key: value.tolist() for key, value in pad_pixels(rows).items()}
+    assert batch == {
+        "input_ids": [[3, 4, 5], [6, 0, 0]],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
+        "labels": [1, 0],
+        "sample_ids": [8, 2],
     }
