@@ -122,7 +122,7 @@ def _read(name: str, split: str) -> list[Row]:
 
 def _of_lines(path: Path) -> Iterable[tuple[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise TaskError(f"{path} is no text in UTF-8 ({error})") from error
     for number, line in enumerate(lines, start=1):
@@ -174,12 +174,17 @@ def encode(rows: list[Row], tokenizer: PreTrainedTokenizerBase, length: int) -> 
     for prompt, completion in rows:
         told = begin + tokenizer(prompt, add_special_tokens=False).input_ids
         answer = tokenizer(completion, add_special_tokens=False).input_ids + end
+        if len(told) >= length:
+            continue  # a batch of such rows would have no loss
         ids = (told + answer)[:length]
         columns["input_ids"].append(ids)
         columns["attention_mask"].append([1] * len(ids))
         columns["labels"].append(([IGNORED] * len(told) + answer)[:length])
-    if all(set(labels[1:]) <= {IGNORED} for labels in columns["labels"]):
+    left = len(rows) - len(columns["labels"])
+    if left == len(rows):
         raise TaskError(f"task.max_length={length} cuts every completion off; raise it")
+    if left:
+        print(f"left out: {left} of {len(rows)} rows, whose prompts fill task.max_length={length}")
     return Dataset.from_dict(columns)
 
 

@@ -114,7 +114,7 @@ def test_labels(tokenizer):
     assert rows[0]["input_ids"][0] == 0
     assert rows[1]["labels"][0] == -100  # the begin of the text
     assert rows[1]["labels"][-1] == 1
-    assert len(rows[2]["input_ids"]) == 8
+    assert len(rows) == 2  # a prompt that fills the length leaves nothing to learn
 
 
 def test_sums_are_the_models_own_loss(folder, tokenizer):
