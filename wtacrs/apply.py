@@ -19,6 +19,7 @@ from wtacrs.attention.interface import (
     try_attention,
 )
 from wtacrs.config import PRESETS, MemoryConfig, config_of
+from wtacrs.experts import restore_experts_, sample_experts_
 from wtacrs.facts import is_read, read_facts, stop_reading
 from wtacrs.integrations.checkpointing import (
     checkpoint_,
@@ -97,8 +98,7 @@ class Handle:
         left = {reason: [*names] for reason, names in self.left.items()}
         for name, reason in ({} if self.sampler is None else self.sampler.skipped).items():
             left.setdefault(reason, []).append(name)
-        names = [] if self.sampler is None else self.sampler.names
-        share = sampled_share(self.model, names)
+        share = sampled_share(self.model, self.sampler)
         if batch is None:
             return Report(self.swapped, left, share)
         plain, now = (fake_step(self.model, batch, f) for f in (self._restore, lambda _: None))
@@ -123,6 +123,7 @@ class Handle:
         """Undo the swaps of ``model``, which is this one's or a copy."""
         restore_forward_(model)
         restore_feed_forward_(model)
+        restore_experts_(model)
         restore_linears_(model)
         restore_layers_(model)
         restore_loss_(model)
@@ -195,6 +196,8 @@ def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> No
             model, config.sampling, num_samples=num_samples, max_tokens=max_tokens
         )
         handle.swapped["sampled linear layers"] = handle.sampler.names
+        if names := sample_experts_(model, handle.sampler):
+            handle.swapped["sampled experts"] = names
         if config.attention == "sampled":
             check_sampled_attention(model)
     # After sampling: a layer whose forward was replaced would not be sampled any more.

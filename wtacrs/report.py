@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from wtacrs.measure.step import StepMemory, measure_step
 from wtacrs.measure.watch import pattern
+from wtacrs.sampling.sampler import Sampler
 
 SHOWN = 4  # patterns of names in a line
 MIB, GIB = 2**20, 2**30
@@ -61,10 +62,13 @@ def _names(names: list[str]) -> str:
     return ", ".join(shown) + (f", {len(counts) - SHOWN} more" if len(counts) > SHOWN else "")
 
 
-def sampled_share(model: nn.Module, names: list[str]) -> float:
-    """Share of the trainable parameters that are weights of the layers ``names``."""
+def sampled_share(model: nn.Module, sampler: Sampler | None) -> float:
+    """Share of the trainable parameters that are weights which ``sampler`` samples."""
+    if sampler is None:
+        return 0.0
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
-    weights = {model.get_parameter(f"{name}.weight") for name in names}
+    names = [f"{name}.weight" for name in sampler.names] + sampler.experts
+    weights = {model.get_parameter(name) for name in names}
     return sum(w.numel() for w in weights if w.requires_grad) / max(1, sum(trained))
 
 

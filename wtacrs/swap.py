@@ -156,12 +156,8 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
 def _reason_to_skip(
     name: str, module: nn.Module, config: SamplingConfig, inside_block: bool
 ) -> str | None:
-    if config.include is None and not inside_block:
-        return "outside the transformer blocks"
-    if config.include is not None and not _matches(name, config.include):
-        return "not included"
-    if _matches(name, config.exclude):
-        return "excluded"
+    if (reason := why_not_chosen(name, config, inside_block)) is not None:
+        return reason
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
     if not module.weight.requires_grad:
@@ -171,6 +167,15 @@ def _reason_to_skip(
     except NotLinear as error:
         return str(error)
     return None
+
+
+def why_not_chosen(name: str, config: SamplingConfig, inside_block: bool) -> str | None:
+    """Why ``include`` and ``exclude`` leave out what is called ``name``; None if they do not."""
+    if config.include is None and not inside_block:
+        return "outside the transformer blocks"
+    if config.include is not None and not _matches(name, config.include):
+        return "not included"
+    return "excluded" if _matches(name, config.exclude) else None
 
 
 def _named(name: str, include: Pattern | None) -> bool:

@@ -128,17 +128,17 @@ def sampling_config(config: RunConfig | PlanConfig) -> SamplingConfig:
 def describe_sampling(sampler: Sampler | None) -> dict[str, Any]:
     """The section ``sampling`` of a record.
 
-    ``early`` and ``late`` count the layers by when they pick their rows; ``rows_kept_fraction`` is
-    of those that pick early, null where none does.
+    ``early`` and ``late`` count the layers (a parameter of experts is one) by when they pick their
+    rows; ``rows_kept_fraction`` is of those that pick early, null where none does.
     """
     if sampler is None:
         return {"layers": 0, "early": 0, "late": 0, "skipped": {}, "rows_kept_fraction": 1.0}
     skipped = dict(Counter(sampler.skipped.values()))
     kept = sampler.rows_kept / sampler.rows_seen if sampler.rows_seen else None
-    late = len(sampler.late)
+    layers, late = len(sampler.names) + len(sampler.experts), len(sampler.late)
     return {
-        "layers": len(sampler.names),
-        "early": len(sampler.names) - late,
+        "layers": layers,
+        "early": layers - late,
         "late": late,
         "skipped": skipped,
         "rows_kept_fraction": kept,

@@ -169,7 +169,7 @@ text that is generated with a cache is the same, copies work, and `undo` gives t
 
 "sampled" is the share of the trainable parameters whose gradient is estimated; of models so small
 it is smaller than of real ones, whose embeddings weigh less. "left" is what stays as it is, why,
-and how often. Experts of mixtures are computed again under `leanest`, and not sampled.
+and how often.
 
 """
 

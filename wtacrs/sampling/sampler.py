@@ -32,7 +32,8 @@ class Sampler:
     Attributes:
         config: the ``SamplingConfig``.
         names: qualified names of the sampled layers.
-        skipped: qualified name -> reason, for every other linear layer of the model.
+        experts: qualified names of the sampled 3-D parameters of experts, see ``experts.py``.
+        skipped: qualified name -> reason, for every other linear layer or matrix of the model.
         grad_norms: the estimates of ||dY_n||; ``grad_norms.host_bytes`` is what they take.
         passes: the forward passes of the model that are remembered.
         centring: the split of the inputs, and its directions.
@@ -51,6 +52,7 @@ class Sampler:
     ) -> None:
         self.config = config
         self.names = names
+        self.experts: list[str] = []
         self.skipped = skipped
         self.grad_norms = GradNorms(
             config.grad_norms, num_samples, max_tokens, config.norm_table_limit_gib

@@ -1,0 +1,166 @@
+"""Experts of mixtures (Mixtral, Qwen-MoE, DeepSeek, GPT-OSS) whose two products are sampled.
+
+transformers keeps the weights of all experts of a layer in 3-D parameters, in a module of which the
+decorator ``use_experts_implementation`` tells the layout, so that functions of its ExpertsInterface
+can stand for its forward. Ours does so as the ``forward`` of the one module and not by a name of
+the interface: which layers are sampled differs by module, and ``generate`` changes the experts'
+implementation by its name to decode. Outside of training the interface's choice is what runs.
+
+A token goes to several experts. The first product refers to the tokens, where these are there in
+the backward pass anyway or are fewer than the rows that it would keep; its rows are then picked
+late. Else both are picked early, by ||X_n|| and the router's weight of the row, which dY_n has as a
+factor: no history is kept of rows that change their expert from step to step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wtacrs.sampling.groups import (
+    GroupedLinearFunction,
+    Groups,
+    KeptRows,
+    Referred,
+    by_expert,
+    keep_rows,
+)
+from wtacrs.sampling.sampler import Sampler
+from wtacrs.sampling.select import rows_kept
+from wtacrs.swap import OwnForward, in_blocks, why_not_chosen
+
+# What ``use_experts_implementation`` says of a module.
+LAYOUT = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel")
+
+
+class SampledExperts(OwnForward):
+    """The ``forward`` of a module of experts that samples their inputs while it trains.
+
+    In eval mode, without grad, in a compiled graph, where experts are on several devices, and where
+    all rows would be kept, it is the plain one.
+
+    Args:
+        module: the experts.
+        sampler: of the model.
+        names: of the parameters that are sampled, own name -> qualified name.
+    """
+
+    def __init__(self, module: nn.Module, sampler: Sampler, names: dict[str, str]) -> None:
+        super().__init__(module)
+        self.sampler, self.names = sampler, names
+
+    def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        module: Any = self.module
+        if not self._samples(module, top_k_index.numel()):
+            given = hidden_states, top_k_index, top_k_weights
+            return type(module).forward(module, *given)
+        tokens, k = top_k_index.shape
+        first, second = projections(module)
+        groups, order = by_expert(top_k_index.reshape(-1), len(getattr(module, second)))
+        token, share = order // k, top_k_weights.reshape(-1)[order]  # (s,)
+        y = self._product(first, hidden_states, token, groups, share)
+        y = module._apply_gate(y) if module.has_gate else module.act_fn(y)
+        y = self._product(second, y, None, groups, share)
+        y = module.post_expert_norm(y) if module.has_post_expert_norm else y
+        y = y * share[:, None]
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        return y[back].view(tokens, k, -1).sum(1).to(hidden_states.dtype)
+
+    def _samples(self, module: Any, s: int) -> bool:
+        if not (module.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return False
+        trains = any(getattr(module, name).requires_grad for name in self.names)
+        config = self.sampler.config
+        whole = config.estimator == "full" or rows_kept(s, config.budget) >= s
+        return trains and not whole and not module._is_expert_parallel
+
+    def _product(
+        self, name: str, source: Tensor, token: Tensor | None, groups: Groups, share: Tensor
+    ) -> Tensor:
+        """The linear layers ``name`` of the rows ``token`` of ``source``, with their biases."""
+        module: Any = self.module
+        weight = getattr(module, name)
+        x = (source if token is None else source[token]).to(weight.dtype)  # (s, i)
+        memory = self._memory(name, x, source, token, groups, share)
+        y: Tensor = GroupedLinearFunction.apply(x, weight, module.is_transposed, groups, memory)
+        return y.add_(getattr(module, f"{name}_bias")[groups.of]) if module.has_bias else y
+
+    @torch.no_grad()
+    def _memory(
+        self,
+        own: str,
+        x: Tensor,
+        source: Tensor,
+        token: Tensor | None,
+        groups: Groups,
+        share: Tensor,
+    ) -> KeptRows | Referred:
+        sampler, whole = self.sampler, Referred(source.detach(), token, None)
+        if (name := self.names.get(own)) is None or not getattr(self.module, own).requires_grad:
+            return whole
+        k = rows_kept(len(x), sampler.config.budget)
+        pick = sampler.late_pick(name, x.device, 1, x.dtype)
+        # The tokens are a view of what the norm before gave.
+        late = sampler.picks_late(name, source if source._base is None else source._base)
+        if late or k >= len(source):
+            sampler.late.add(name)
+            return whole._replace(pick=pick)
+        sampler.rows_seen += len(x)
+        sampler.rows_kept += k
+        kept = keep_rows(x, share.abs(), groups, pick, sampler.config.floor)
+        return whole if kept is None else kept
+
+
+def projections(module: Any) -> tuple[str, str]:
+    """The names of the two 3-D parameters of a module of experts."""
+    return "gate_up_proj" if module.has_gate else "up_proj", "down_proj"
+
+
+def sample_experts_(model: nn.Module, sampler: Sampler) -> list[str]:
+    """Have the experts in ``model`` sample their inputs while they train, in place.
+
+    Which ones, ``sampler.config`` says by the names of their parameters; by default those that
+    train, in a block. The sampler's ``skipped`` tells the reason for the others.
+
+    Returns:
+        The qualified names of the parameters whose gradients are estimated from now on.
+    """
+    inside = {module for _, module in in_blocks(model)}
+    for prefix, module in model.named_modules():
+        if not all(hasattr(module, one) for one in LAYOUT):
+            continue
+        names = {}
+        for own in projections(module):
+            name = f"{prefix}.{own}"
+            reason = why_not_chosen(name, sampler.config, module in inside) or _why_not(module, own)
+            if reason is None:
+                names[own] = name
+                sampler.skipped.pop(name, None)
+            else:
+                sampler.skipped[name] = reason
+        if names:
+            module.forward = SampledExperts(module, sampler, names)
+            sampler.experts += names.values()
+    return sampler.experts
+
+
+def restore_experts_(model: nn.Module) -> None:
+    """Undo ``sample_experts_``, in place."""
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), SampledExperts):
+            del module.forward
+
+
+def _why_not(module: nn.Module, own: str) -> str | None:
+    """Why the experts' parameter ``own`` cannot be sampled."""
+    both = [module._parameters.get(name) for name in projections(module)]
+    if any(p is None or p.dim() != 3 or p.dtype.itemsize < 2 for p in both):
+        return "experts whose weights are no plain 3-D parameters (adapters, quantised)"
+    if "forward" in module.__dict__ or not hasattr(type(module).forward, "__wrapped__"):
+        return "its forward was replaced"
+    if not module._parameters[own].requires_grad:  # type: ignore[union-attr]
+        return "frozen: it saves nothing"
+    return None
