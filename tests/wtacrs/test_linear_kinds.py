@@ -53,6 +53,20 @@ def test_skipped_layers_and_their_reasons():
     assert type(model.layers[4]) is SameLinear
 
 
+def test_a_layer_that_gives_more_than_one_tensor_is_left():
+    """As the router of Llama 4 does, which is an nn.Linear."""
+
+    class Router(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return y.sigmoid(), y
+
+    model = nn.ModuleList([nn.Linear(4, 4), Router(4, 5)])
+    sampler = sample_linears_(model)
+    assert sampler.names == ["0"]
+    assert sampler.skipped == {"1": "Router computes in its own way"}
+
+
 def test_a_head_that_is_the_embedding_is_taken_by_its_name_alone():
     class Tied(nn.Module):
         def __init__(self):
