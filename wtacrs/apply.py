@@ -31,7 +31,7 @@ from wtacrs.integrations.loss import restore_loss_, save_less_of_loss_
 from wtacrs.layers import restore_layers_, rounding_of, save_less_
 from wtacrs.layers.chunks import chunk_feed_forward_, restore_feed_forward_
 from wtacrs.measure.step import StepMemory
-from wtacrs.recompute import recompute_, restore_forward_
+from wtacrs.recompute import parts_of, recompute_, restore_forward_
 from wtacrs.report import Report, fake_step, sampled_share
 from wtacrs.sampling.batch import Mask
 from wtacrs.sampling.sampler import Sampler
@@ -203,7 +203,9 @@ def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> No
     # After sampling: a layer whose forward was replaced would not be sampled any more.
     if config.recompute == "block" and (names := chunk_feed_forward_(model)):
         handle.swapped["chunked feed-forward"] = names
-    if config.recompute in ("attention", "block"):
+    if config.recompute == "attention" and not parts_of(model, "attention"):
+        handle.left["recompute: no module in a block attends"] = [type(model).__name__]
+    elif config.recompute in ("attention", "block"):
         handle.swapped[f"recomputed: {config.recompute}"] = recompute_(model, config.recompute)
     elif config.recompute != "none":
         checkpoint_(model, offload=config.recompute == "checkpoint_offload")

@@ -106,12 +106,7 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
         return []
     if what == "block":
         _refuse_checkpointing(model)
-    chosen: dict[str, nn.Module] = {}
-    for name, module in in_blocks(model):
-        wanted = "Attention" in type(module).__name__ if what == "attention" else True
-        if wanted and not any(name.startswith(f"{outer}.") for outer in chosen):
-            chosen[name] = module
-    if not chosen:
+    if not (chosen := parts_of(model, what)):
         classes = ", ".join(sorted({type(m).__name__ for _, m in in_blocks(model)})) or "none"
         looked_for = "named ...Attention inside a block" if what == "attention" else "in a block"
         raise ValueError(
@@ -123,6 +118,16 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
     for module in chosen.values():
         module.forward = RecomputedForward(module, what)
     return [*chosen]
+
+
+def parts_of(model: nn.Module, what: str) -> dict[str, nn.Module]:
+    """What ``recompute_`` takes of ``model``, by name."""
+    chosen: dict[str, nn.Module] = {}
+    for name, module in in_blocks(model):
+        wanted = "Attention" in type(module).__name__ if what == "attention" else True
+        if wanted and not any(name.startswith(f"{outer}.") for outer in chosen):
+            chosen[name] = module
+    return chosen
 
 
 def _refuse_checkpointing(model: nn.Module) -> None:
