@@ -36,7 +36,8 @@ def outputs(model, given):
     found = []
     for enabled in (False, True):
         with torch.set_grad_enabled(enabled):
-            found.append(model(**given).logits.detach())
+            output = model(**given)
+            found += [output.loss.detach(), output.logits.detach()]
     model.train()
     return found
 
@@ -93,6 +94,9 @@ def test_a_family(name, preset):
     file.seek(0)
     assert largest_error(step(torch.load(file, weights_only=False), given)[1], expected[1]) < rtol
     handle.undo()
+    sampling = apply_(model, preset, budget=0.3)  # at 1 a layer that samples is a plain one anyway
+    assert all(map(torch.equal, outputs(model, given), evaluated))
+    sampling.undo()
     assert zoo.modules_of(model) == classes
     again = step(model, given)
     assert torch.equal(again[0], expected[0])

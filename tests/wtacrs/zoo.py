@@ -45,6 +45,8 @@ CAUSAL = {
     **{"phi": GROUPED, "phi3": GROUPED, "stablelm": GROUPED, "starcoder2": GROUPED},
     **{"smollm3": GROUPED, "glm": HEADED, "glm4": HEADED, "helium": HEADED, "exaone4": GROUPED},
     **{"ernie4_5": HEADED, "nemotron": GROUPED, "falcon": USUAL, "gpt_neox": USUAL},
+    "llama4_text": HEADED
+    | {"intermediate_size_mlp": 32, "num_local_experts": 2, "attention_chunk_size": 16},
     "mixtral": HEADED | {"num_local_experts": 4},
     "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 16},
     "qwen3_moe": EXPERTS,
@@ -60,6 +62,7 @@ CAUSAL = {
 }
 CLASSIFIERS = {
     **dict.fromkeys(("bert", "roberta", "electra", "mpnet"), USUAL | NO_DROPOUT),
+    "deberta": USUAL | NO_DROPOUT | {"pos_att_type": ["p2c", "c2p"], "relative_attention": True},
     "deberta-v2": USUAL | NO_DROPOUT | {"pos_att_type": ["p2c", "c2p"], "relative_attention": True},
     "electra": USUAL | NO_DROPOUT | {"embedding_size": 16},
     "albert": USUAL | NO_DROPOUT | {"embedding_size": 8},
