@@ -189,6 +189,16 @@ def test_what_is_not_finite_is_not_hidden(when, row):
     assert ours(groups, x, w, dy, memory)[2].isnan().any()
 
 
+@pytest.mark.parametrize("when", ["early", "late"])
+def test_an_expert_whose_rows_have_no_gradient(when):
+    """As one that gets the padding of the last layer alone: 0 for it, numbers for the others."""
+    groups, _, x, w, dy = rows()
+    dy = dy * (groups.of != 1)[:, None]
+    dw = ours(groups, x, w, dy, memories(groups, x, dy, picker())[when]())[2]
+    assert dw.isfinite().all()
+    assert dw[1].abs().max() == 0 < dw[3].abs().max()
+
+
 def test_all_rows_where_the_budget_has_them():
     groups, _, x, w, dy = rows()
     pick = picker(budget=1.0)
