@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from wtacrs.autograd import first_order
-from wtacrs.layers.chunks import SHAPE, close_to, kind_of, one_step, trial_copy
+from wtacrs.layers.trial import SHAPE, close_to, kind_of, one_step, trial_copy
 from wtacrs.swap import OwnForward, in_blocks
 
 Activation = Callable[[Tensor], Tensor]
