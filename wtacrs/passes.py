@@ -1,16 +1,17 @@
 """The two passes of a part that is recomputed: what the first one saves, where the second ends.
 
-The second pass ends at the last layer that keeps something of its own, a sampled one or a whole
-feed-forward sublayer: what comes after it is saved in the first pass as if nothing were recomputed
-(one bit an element of a dropout; the output of a norm, which is the next block's input anyway). So
-the product of that layer, whose value no gradient needs, is not computed again, by construction:
-torch stops a second pass once everything is there that the first one left out.
+The second pass ends at the last linear layer, adapter or whole feed-forward sublayer: what comes
+after it is saved in the first pass as if nothing were recomputed (one bit an element of a dropout;
+the output of a norm, which is the next block's input anyway). So the products of that layer, whose
+values no gradient needs (``products``), are not computed again, by construction: torch stops a
+second pass once everything is there that the first one left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,43 +20,50 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from wtacrs.layers.feed_forward import ChunkedForward
 from wtacrs.layers.masks import DrawsMemo, may_draw
+from wtacrs.layers.products import Verdicts, in_vain, last_linear, left_out, own_forward
 from wtacrs.sampling.linear import SampledLinear
+from wtacrs.sampling.sampler import Sampler
 
 
-class KeepingLayers(NamedTuple):
-    """Those of a part that keep something of their own, in the order of registration, and the last
-    of them if no other matrix follows: where the second pass can end; and draws before it."""
+class Part(NamedTuple):
+    """What both passes of a part need to know of it.
 
-    all: list[SampledLinear | ChunkedForward]
-    last: SampledLinear | ChunkedForward | None
+    Attributes:
+        samplers: of its sampled layers outside of feed-forward sublayers.
+        last: where the second pass can end, in the order of registration, and
+        in_vain: those of its layers (or itself) whose products no gradient needs.
+        memo: draws before it.
+    """
+
+    samplers: set[Sampler]
+    last: nn.Module | None
+    in_vain: list[Any]
     memo: DrawsMemo
 
 
-def keeping_layers(module: nn.Module, keeps_draws: bool) -> KeepingLayers:
-    found: list[SampledLinear | ChunkedForward] = []
-    inside: set[nn.Module] = set()  # of a feed-forward sublayer, which is one
-    last: SampledLinear | ChunkedForward | None = None
-    for layer in module.modules():
-        if isinstance(forward := layer.__dict__.get("forward"), ChunkedForward):
-            inside |= {*forward.modules()}
-            found = [one for one in found if one not in inside] + [forward]
-            last = forward
-        elif layer in inside:
-            continue
-        elif isinstance(layer, SampledLinear):
-            found.append(layer)
-            last = layer
-        elif isinstance(layer, nn.Embedding):  # of T5's relative positions, which come first
-            continue
-        elif any(p.dim() > 1 for p in layer.parameters(recurse=False)):
-            last = None  # much may be saved between: an adapter's base, a block's experts
-    drawing = [m for m in module.modules() if keeps_draws and m not in inside and may_draw(m)]
-    return KeepingLayers(found, last, DrawsMemo(drawing))
+def part_of(module: nn.Module, keeps_draws: bool, verdicts: Verdicts) -> Part:
+    """``verdicts`` keeps what was found of each kind of adapter."""
+    forwards = [layer.__dict__.get("forward") for layer in module.modules()]
+    chunked = {run.module: run for run in forwards if isinstance(run, ChunkedForward)}
+    inside = {layer for run in chunked.values() for layer in run.modules()}
+    outside = [layer for layer in module.modules() if layer not in inside]
+    samplers = samplers_of(outside)
+    candidates = (m for m in module.modules() if m not in inside or m in chunked)
+    last = last_linear(candidates, {*chunked})
+    useless = [chunked[last]] if last in chunked else in_vain(last, verdicts)
+    # Where nothing is sampled, or not the last layer, the end is not made to keep little either.
+    if not (samplers or chunked) or (type(last) is nn.Linear and not useless):
+        last = None
+    drawing = [m for m in outside if keeps_draws and may_draw(m)]
+    return Part(samplers, last, useless, DrawsMemo(drawing))
+
+
+def samplers_of(layers: Iterable[nn.Module]) -> set[Sampler]:
+    return {layer.sampler for layer in layers if isinstance(layer, SampledLinear)}
 
 
 @contextmanager
-def picking_late(layers: KeepingLayers) -> Iterator[None]:
-    samplers = {layer.sampler for layer in layers.all if isinstance(layer, SampledLinear)}
+def picking_late(samplers: Iterable[Sampler]) -> Iterator[None]:
     with ExitStack() as stack:
         for sampler in samplers:
             stack.enter_context(sampler.recomputed())
@@ -63,61 +71,72 @@ def picking_late(layers: KeepingLayers) -> Iterator[None]:
 
 
 @contextmanager
-def _late(layers: KeepingLayers, replays: bool) -> Iterator[None]:
-    with picking_late(layers), layers.memo.used(replays):
+def _late(part: Part, replays: bool) -> Iterator[None]:
+    with picking_late(part.samplers), part.memo.used(replays):
         yield
 
 
-def first_pass(layers: KeepingLayers) -> AbstractContextManager[None]:
-    """What runs after the last of ``layers`` is saved as it would be without recomputation: by the
-    hooks that are there now, say of offloading, if any."""
+@contextmanager
+def _ending(part: Part, product: bool, when_done: Callable[[], None]) -> Iterator[None]:
+    """The last layer leaves products out unless ``product``, and tells when it is done."""
+    if (last := part.last) is None:
+        yield
+        return
+    with left_out(part.in_vain, product):
+        plain = last.__dict__.get("forward") or partial(type(last).forward, last)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = plain(*args, **kwargs)
+            when_done()
+            return output
+
+        with own_forward(last, forward):
+            yield
+
+
+def first_pass(part: Part) -> AbstractContextManager[None]:
+    """What runs after the last layer of ``part`` is saved as it would be without recomputation: by
+    the hooks that are there now, say of offloading, if any."""
     there: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return _saving_after(layers, there or (_detached, _as_it_is))
+    return _saving_after(part, there or (_detached, _as_it_is))
 
 
 @contextmanager
-def _saving_after(layers: KeepingLayers, hooks: Any) -> Iterator[None]:
+def _saving_after(part: Part, hooks: Any) -> Iterator[None]:
     # Autocast's cache is off, for it would hold what this pass does not keep: a copy of each
     # weight, until the model returns.
     caches = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
-    last = layers.last
     try:
-        with ExitStack() as stack, _late(layers, replays=False):
+        with ExitStack() as stack, _late(part, replays=False):
 
-            def save(_: Any) -> None:
-                layers.memo.end()
+            def save() -> None:
+                part.memo.end()
                 stack.enter_context(saved_tensors_hooks(*hooks))
 
-            if last is not None:
-                last.when_done = save
-            yield
+            with _ending(part, True, save):
+                yield
     finally:
-        if last is not None:
-            last.when_done = None
         torch.set_autocast_cache_enabled(caches)
 
 
 class SecondPass:
     """A graph that is retained has several second passes, so this is entered several times."""
 
-    def __init__(self, layers: KeepingLayers) -> None:
-        self._layers = layers
+    def __init__(self, part: Part) -> None:
+        self._part = part
         self._stack = ExitStack()
 
-    def _save(self, _: Any) -> None:
+    def _save(self) -> None:
         # Reached only with early stop switched off; what is saved from here on, nobody asks for.
-        self._layers.memo.end()
+        self._part.memo.end()
         self._stack.enter_context(saved_tensors_hooks(_detached, _as_it_is))
 
     def __enter__(self) -> None:
-        self._stack.enter_context(_late(self._layers, replays=True))
-        if (last := self._layers.last) is not None:
-            last.without_product, last.when_done = True, self._save
+        self._stack.enter_context(_late(self._part, replays=True))
+        self._stack.enter_context(_ending(self._part, False, self._save))
 
     def __exit__(self, *error: Any) -> None:
-        if (last := self._layers.last) is not None:
-            last.without_product, last.when_done = False, None
         self._stack.close()
 
 

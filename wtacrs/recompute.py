@@ -26,7 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 from wtacrs.autograd import is_kept
 from wtacrs.integrations.checkpointing import checkpoints
-from wtacrs.passes import SecondPass, first_pass, keeping_layers, picking_late
+from wtacrs.layers.products import Verdicts
+from wtacrs.passes import SecondPass, first_pass, part_of, picking_late, samplers_of
 from wtacrs.swap import OwnForward, in_blocks
 
 PARTS = ("none", "attention", "block")
@@ -36,9 +37,9 @@ SLOW_TO_DRAW = {"cpu"}  # devices; elsewhere to draw again costs less than to ke
 class RecomputedForward(OwnForward):
     """Computes a module again in the backward pass."""
 
-    def __init__(self, module: nn.Module, what: str) -> None:
+    def __init__(self, module: nn.Module, what: str, verdicts: Verdicts) -> None:
         super().__init__(module)
-        self._what = what
+        self._what, self._verdicts = what, verdicts
         self.hidden: Callable[..., Any] | None = module.__dict__.get("forward")  # also its own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -57,13 +58,13 @@ class RecomputedForward(OwnForward):
             return plain(*args, **kwargs)
 
         if torch.compiler.is_compiling():  # which leaves out by itself what no gradient needs
-            with picking_late(keeping_layers(module, keeps_draws=False)):
+            with picking_late(samplers_of(module.modules())):
                 return checkpoint(work, *leaves, use_reentrant=False)
         slow = all(x.device.type in SLOW_TO_DRAW for x in leaves if isinstance(x, Tensor))
-        layers = keeping_layers(module, keeps_draws=slow)
-        contexts = lambda: (first_pass(layers), SecondPass(layers))  # noqa: E731
+        part = part_of(module, slow, self._verdicts)
+        contexts = lambda: (first_pass(part), SecondPass(part))  # noqa: E731
         outputs: Any = checkpoint(work, *leaves, use_reentrant=False, context_fn=contexts)
-        return outputs if layers.last is not None else tree_map(_as_new, outputs)
+        return outputs if part.last is not None else tree_map(_as_new, outputs)
 
 
 def _is_cache(leaf: Any) -> bool:
@@ -115,8 +116,9 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
         )
     if any(isinstance(m.__dict__.get("forward"), RecomputedForward) for m in model.modules()):
         raise ValueError("the model is recomputed already; call restore_forward_(model) first")
+    verdicts: Verdicts = {}
     for module in chosen.values():
-        module.forward = RecomputedForward(module, what)
+        module.forward = RecomputedForward(module, what, verdicts)
     return [*chosen]
 
 

@@ -72,7 +72,7 @@ def restore_linears_(model: nn.Module) -> None:
     for module in [*model.modules()]:
         if isinstance(module, SampledLinear):
             module.sampler.unfollow()
-            own = ["sampler", "name", "plain", "transposed", "without_product", "when_done"]
+            own = ["sampler", "name", "plain", "transposed", "without_product"]
             own += ["in_features", "out_features"] if module.transposed else []
             module.__class__ = module.plain  # type: ignore[assignment]
             for name in own:

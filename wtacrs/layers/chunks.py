@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from wtacrs.layers import relu
 from wtacrs.layers.feed_forward import ChunkedForward, Deferred
+from wtacrs.layers.products import Verdicts, in_vain, last_linear
 from wtacrs.layers.relu import ReLUFeedForward
 from wtacrs.layers.trial import SHAPE, close_to, kind_of, one_step, trial_copy
 from wtacrs.swap import in_blocks
@@ -32,6 +33,7 @@ def chunk_feed_forward_(model: nn.Module) -> list[str]:
         The qualified names of the modules that do it.
     """
     verdicts: dict[Any, _How | None] = {}
+    adapters: Verdicts = {}
     chosen: list[str] = []
     for name, module in in_blocks(model):
         if name.startswith(tuple(f"{one}." for one in chosen)) or "forward" in module.__dict__:
@@ -39,9 +41,9 @@ def chunk_feed_forward_(model: nn.Module) -> list[str]:
         for candidate, before in _candidates(module):
             key = kind_of(candidate, before)
             if key not in verdicts:
-                verdicts[key] = _try(candidate, before)
+                verdicts[key] = _try(candidate, before, adapters)
             if (how := verdicts[key]) is not None:
-                _chunk(candidate, before, how)
+                _chunk(candidate, before, how, adapters)
                 chosen.append(name if before is None else f"{name}.output.dense")
     return chosen
 
@@ -77,14 +79,18 @@ def _fits(first: nn.Linear, last: nn.Linear) -> bool:
     return (last.in_features, last.out_features) == (first.out_features, first.in_features)
 
 
-_How = tuple[bool, bool]  # the last product is left out; the ReLU's first one, too
+_How = tuple[bool, bool]  # what is made in vain is left out; the ReLU's first product, too
 
 
-def _chunk(module: nn.Module, before: nn.Module | None, how: _How) -> ChunkedForward:
+def _chunk(
+    module: nn.Module, before: nn.Module | None, how: _How, adapters: Verdicts
+) -> ChunkedForward:
     module.forward = run = ChunkedForward(module, before)
     if before is not None:
         before.forward = Deferred()
-    run.skips_product, of_relu = how
+    skips, of_relu = how
+    if skips:
+        run.in_vain = in_vain(last_linear(run.modules()), adapters)
     if of_relu:
         for part in run.modules():
             if relu.fits(part):
@@ -92,7 +98,7 @@ def _chunk(module: nn.Module, before: nn.Module | None, how: _How) -> ChunkedFor
     return run
 
 
-def _try(module: nn.Module, before: nn.Module | None) -> _How | None:
+def _try(module: nn.Module, before: nn.Module | None, adapters: Verdicts) -> _How | None:
     """How the sublayer can be chunked, or None if it cannot."""
     real, cpu = unset_fake_temporarily(), torch.device("cpu")  # in a plan, too
     with real, cpu, torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -115,7 +121,7 @@ def _try(module: nn.Module, before: nn.Module | None) -> _How | None:
             trial = trial_copy(module, before)
             if how[1] and not any(relu.fits(part) for part in trial[0].modules()):
                 continue
-            _chunk(*trial, how).least_parts = len(x)
+            _chunk(*trial, how, adapters).least_parts = len(x)
             call = _whole(*trial)
             if all(map(close_to, one_step(call, call, x, dy), expected)):
                 return how

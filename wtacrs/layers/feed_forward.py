@@ -12,7 +12,7 @@ number is replayed from the generators' states, part by part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.utils.weak import TensorWeakRef
 
 from wtacrs.autograd import first_order
 from wtacrs.layers.masks import Memo
+from wtacrs.layers.products import FrozenForward, left_out
 from wtacrs.sampling.early import compute_dtype
 from wtacrs.sampling.linear import SampledLinear
 from wtacrs.swap import OwnForward
@@ -141,25 +142,22 @@ class ChunkedForward(OwnForward):
         self.width = max(layer.out_features for layer in linears)
         self.features = linears[0].in_features
         self.least_parts = 1
-        self.skips_product = False  # the last product's value is not read in a second pass
-        # As in ``SampledLinear``, for the part of a model that this one is inside of.
-        self.without_product = False
-        self.when_done: Callable[[Tensor], None] | None = None
+        self.in_vain: list[nn.Module] = []  # layers whose products a second pass leaves out
+        self.without_product = False  # as in ``SampledLinear``, for what this one is inside of
 
     def modules(self) -> list[nn.Module]:
         """All modules of the sublayer, in the order in which they are registered."""
         before = [] if self._before is None else self._before.module.modules()
         return [*before, *self.module.modules()]
 
-    def sampled(self) -> list[SampledLinear]:
-        """Those of them that are sampled layers."""
-        return [layer for layer in self.modules() if isinstance(layer, SampledLinear)]
-
     def plain(self, x: Tensor) -> Tensor:
         """What the sublayer computes of ``x`` (..., i)."""
         if self._before is not None:
             before = self._before.module
             x = type(before).forward(before, x)
+        forward = self.module.__dict__.get("forward")
+        if isinstance(forward, FrozenForward):  # it is itself the layer that is left out
+            return forward(x)
         return type(self.module).forward(self.module, x)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -169,12 +167,8 @@ class ChunkedForward(OwnForward):
         parameters = [p for m in self.modules() for p in m.parameters(recurse=False)]
         trained = [p for p in dict.fromkeys(parameters) if p.requires_grad]
         if torch.is_grad_enabled() and (x.requires_grad or trained):
-            output = FeedForwardFunction.apply(x, self, *trained)
-        else:
-            output = self.plain(x)
-        if self.when_done is not None:
-            self.when_done(output)
-        return output
+            return FeedForwardFunction.apply(x, self, *trained)
+        return self.plain(x)
 
     def _check(self, x: Tensor) -> None:
         before = None if self._before is None else self._before.module
@@ -192,14 +186,13 @@ class ChunkedForward(OwnForward):
 
     @contextmanager
     def second_pass(self, memo: Memo) -> Iterator[None]:
-        """Layers inside replay ``memo``; sampled ones pick late, the last makes nothing in vain."""
-        sampled = self.sampled()
+        """Layers inside replay ``memo``; sampled ones pick late; none makes a product in vain."""
+        sampled = [layer for layer in self.modules() if isinstance(layer, SampledLinear)]
         with ExitStack() as stack:
             stack.enter_context(memo.used(replays=True))
             if sampled:
                 stack.enter_context(sampled[0].sampler.recomputed())
-                sampled[-1].without_product = self.skips_product
-                stack.callback(setattr, sampled[-1], "without_product", False)
+            stack.enter_context(left_out(self.in_vain))
             yield
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wtacrs.sampling.linear import SampledLinear
+from wtacrs.sampling.sampler import Sampler
 
 SHAPE = 3, 5  # samples by tokens with which a module is tried, each sample in its own part
 
@@ -44,10 +45,11 @@ def trial_copy(module: nn.Module, before: nn.Module | None) -> tuple[nn.Module, 
         if p.dim() == 1:  # norms divide by their weights
             values = values.abs_().add_(0.5)
         instead[id(p)] = nn.Parameter(values, p.requires_grad)
+    for layer in pair.modules():
+        if isinstance(layer, SampledLinear):  # the history of its sampler is not copied
+            exact = replace(layer.sampler.config, budget=1.0)
+            instead.setdefault(id(layer.sampler), Sampler(exact, [], {}))
     copied: Any = copy.deepcopy(pair, instead).train()
-    for layer in copied.modules():
-        if (sampler := layer.__dict__.get("sampler")) is not None:
-            sampler.config = replace(sampler.config, budget=1.0)
     return copied[-1], copied[0] if before is not None else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,17 +32,9 @@ class SampledLinear(nn.Linear):
     name: str  # the layer's qualified name in the model
     plain: type[nn.Module] = nn.Linear  # what it is made from
     transposed: bool = False  # whether its weight is W^T (i, o)
-    # Set while a part is recomputed of which this is the last layer that keeps something:
-    without_product: bool = False  # nothing reads the output's value
-    when_done: Callable[[Tensor], None] | None = None  # is given the output
+    without_product: bool = False  # set in a second pass where nothing reads the output's value
 
     def forward(self, input: Tensor) -> Tensor:
-        output = self._output(input)
-        if self.when_done is not None:
-            self.when_done(output)
-        return output
-
-    def _output(self, input: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled() and self.weight.requires_grad):
             return self.plain.forward(self, input)
         if getattr(self, "_is_replica", False):
