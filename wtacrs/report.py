@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,5 +90,15 @@ def fake_step(
         optimizer = torch.optim.SGD(trained, lr=0.0)
         tensors = {name: value for name, value in fakes.items() if isinstance(value, Tensor)}
         return measure_step(
-            copied, optimizer, tensors, step=lambda: copied(**fakes).loss.backward()
+            copied, optimizer, tensors, step=lambda: _loss(copied, fakes).backward()
         )
+
+
+def _loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    loss = getattr(model(**batch), "loss", None)
+    if not isinstance(loss, Tensor):
+        raise ValueError(
+            f"the model's output of {', '.join(batch)} has no loss, so there is no step to "
+            "measure; give a batch with labels, the arguments of a training call"
+        )
+    return loss

@@ -1,8 +1,9 @@
 """What ``apply_`` and its handle refuse, by name."""
 
 import pytest
+import torch
 
-from tests.wtacrs.tiny import tiny_bert
+from tests.wtacrs.tiny import tiny_bert, tiny_llama
 from wtacrs import apply_
 
 quiet = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing")
@@ -28,3 +29,10 @@ def test_a_state_of_something_else():
             handle.load_state_dict(state)
     with pytest.raises(ValueError, match=r"give an nn\.Module"):
         apply_("bert")
+
+
+def test_a_report_of_a_batch_without_labels():
+    handle = apply_(tiny_llama(), "lean")
+    batch = {"input_ids": torch.ones(2, 5, dtype=torch.long)}
+    with pytest.raises(ValueError, match="input_ids has no loss"):
+        handle.report(batch)
