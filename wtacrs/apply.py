@@ -20,10 +20,9 @@ from wtacrs.attention.interface import (
 )
 from wtacrs.config import PRESETS, MemoryConfig, config_of
 from wtacrs.experts import restore_experts_, sample_experts_
-from wtacrs.facts import is_read, read_facts, stop_reading
+from wtacrs.facts import FactsReader, read_facts, stop_reading
 from wtacrs.integrations.checkpointing import (
     checkpoint_,
-    checkpoints,
     embeddings_need_gradients,
     restore_checkpoint_,
 )
@@ -31,11 +30,12 @@ from wtacrs.integrations.loss import restore_loss_, save_less_of_loss_
 from wtacrs.layers import restore_layers_, rounding_of, save_less_
 from wtacrs.layers.chunks import chunk_feed_forward_, restore_feed_forward_
 from wtacrs.measure.step import StepMemory
+from wtacrs.order import Latecomers, check_untouched, look_now
 from wtacrs.recompute import parts_of, recompute_, restore_forward_
 from wtacrs.report import Report, fake_step, sampled_share
 from wtacrs.sampling.batch import Mask
 from wtacrs.sampling.sampler import Sampler
-from wtacrs.swap import is_swapped, restore_linears_, sample_linears_
+from wtacrs.swap import restore_linears_, sample_linears_
 
 
 class Handle:
@@ -49,8 +49,8 @@ class Handle:
         left: reason -> what the config asks for and this model does not take.
     """
 
-    def __init__(self, model: nn.Module, config: MemoryConfig) -> None:
-        self.model, self.config = model, config
+    def __init__(self, model: nn.Module, config: MemoryConfig, sizes: dict[str, Any]) -> None:
+        self.model, self.config, self._sizes = model, config, sizes
         self.sampler: Sampler | None = None
         self.swapped: dict[str, list[str]] = {}
         self.left: dict[str, list[str]] = {}
@@ -61,6 +61,7 @@ class Handle:
     def start_batch(self, sample_ids: Tensor | None = None, mask: Mask | None = None) -> None:
         """Tell the facts of the next batch; see ``Sampler.start_batch``. Optional: without it they
         are read from the arguments of the model's call, ``attention_mask`` and ``sample_ids``."""
+        look_now(self.model)
         if self.sampler is not None:
             self.sampler.start_batch(sample_ids, mask)
 
@@ -78,6 +79,7 @@ class Handle:
         Raises:
             ValueError: a state of another preset, which has what this one lacks, or lacks it.
         """
+        look_now(self.model)
         owners = {"sampler": self.sampler, "rounding": rounding_of(self.model)}
         if not isinstance(state, dict) or state.keys() != owners.keys():
             raise ValueError(f"a state has the keys {[*owners]}; this is none of a Handle")
@@ -95,6 +97,7 @@ class Handle:
             batch: arguments of a training call of the model whose output has a loss. With it the
                 table says what such a step takes at its peak, plain and now, on fake tensors.
         """
+        look_now(self.model)
         left = {reason: [*names] for reason, names in self.left.items()}
         for name, reason in ({} if self.sampler is None else self.sampler.skipped).items():
             left.setdefault(reason, []).append(name)
@@ -133,6 +136,22 @@ class Handle:
             restore_attention(model, self._attention_before)
         stop_reading(model)
 
+    def apply(self) -> FactsReader:
+        """Swap; again, if adapters come before training begins."""
+        try:
+            _swap(self, self._sizes)
+        except BaseException:
+            self.undo()
+            raise
+        reader = FactsReader(self.model, self.sampler, Latecomers(self.model, self._again))
+        read_facts(self.model, reader)
+        return reader
+
+    def _again(self) -> FactsReader:
+        self._restore(self.model)
+        self.sampler, self.swapped, self.left = None, {}, {}
+        return self.apply()
+
     def undo(self) -> None:
         """Turn the model back into what it was, in place.
 
@@ -156,7 +175,8 @@ def apply_(
     """Have ``model`` keep less for its backward pass, in place.
 
     Parameters, state-dict keys and an optimizer that was made before stay as they are. Call it
-    after adapters are added (peft) and before the model is wrapped (DDP, FSDP, compile).
+    before the model is wrapped (DDP, FSDP, compile); adapters (peft) may come before it or, where
+    nothing is compiled, after it, until training begins.
 
     Args:
         model: any module with transformer blocks (members of an ``nn.ModuleList``).
@@ -172,18 +192,13 @@ def apply_(
             applied to or that checkpoints already, or one in which there is nothing to do.
     """
     config = config_of(memory, sampling)
-    _check_untouched(model, config)
-    handle = Handle(model, config)
-    try:
-        _swap(handle, num_samples, max_tokens)
-    except BaseException:
-        handle.undo()
-        raise
-    read_facts(model, handle.sampler)
+    check_untouched(model, config)
+    handle = Handle(model, config, {"num_samples": num_samples, "max_tokens": max_tokens})
+    handle.apply()
     return handle
 
 
-def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> None:
+def _swap(handle: Handle, sizes: dict[str, Any]) -> None:
     """All swaps, in the order that each needs of the others."""
     model, config = handle.model, handle.config
     if config.attention != "default":
@@ -192,9 +207,7 @@ def _swap(handle: Handle, num_samples: int | None, max_tokens: int | None) -> No
         found[f"attention: {what}"] = [type(model).__name__]
     _make_exact(handle)
     if config.samples:
-        handle.sampler = sample_linears_(
-            model, config.sampling, num_samples=num_samples, max_tokens=max_tokens
-        )
+        handle.sampler = sample_linears_(model, config.sampling, **sizes)
         handle.swapped["sampled linear layers"] = handle.sampler.names
         if names := sample_experts_(model, handle.sampler):
             handle.swapped["sampled experts"] = names
@@ -231,20 +244,3 @@ def _make_exact(handle: Handle) -> None:
             handle.swapped.setdefault(kind, []).append(name)
     if "loss" in config.lossless and (names := save_less_of_loss_(model)):
         handle.swapped["loss"] = [name or type(model).__name__ for name in names]
-
-
-def _check_untouched(model: nn.Module, config: MemoryConfig) -> None:
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; give an nn.Module")
-    touched = sorted({type(m).__name__ for m in model.modules() if is_swapped(m)})
-    if touched or is_read(model):
-        raise ValueError(
-            f"something was applied to this {type(model).__name__} already"
-            f"{f' (it has {touched})' if touched else ''}; call handle.undo() first"
-        )
-    if checkpoints(model) and config.recompute not in ("none", "attention"):
-        raise ValueError(
-            f"the model has gradient checkpointing enabled already, and recompute="
-            f"{config.recompute!r} is in its place; disable it (Trainer: "
-            "gradient_checkpointing=False), or choose a preset that recomputes no block"
-        )

@@ -8,8 +8,10 @@ In a decoder, rows after the last label have none, for no row before them sees t
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,14 +31,26 @@ class FactsReader:
 
     ``sample_ids`` is taken out of the arguments, since no model knows it. What ``start_batch`` was
     told before the call takes precedence.
+
+    Args:
+        again: asked until training begins; another reader where ``model`` was changed anew.
     """
 
-    def __init__(self, model: nn.Module, sampler: Sampler | None) -> None:
+    def __init__(
+        self, model: nn.Module, sampler: Sampler | None, again: Callable[[], FactsReader | None]
+    ) -> None:
         self._sampler, self._names = sampler, [*inspect.signature(model.forward).parameters]
+        self.again: Callable[[], FactsReader | None] | None = again
 
     def __call__(
         self, model: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
+        # A graph cannot change the model that it is made of.
+        trains = model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if trains and self.again is not None:
+            again, self.again = self.again, None
+            if (reader := again()) is not None:
+                return reader(model, args, kwargs)
         sample_ids = kwargs.pop("sample_ids", None)
         if self._sampler is None:
             return args, kwargs
@@ -75,9 +89,9 @@ def mask_of(model: nn.Module, given: dict[str, Any]) -> Mask | None:
     return mask if known and not getattr(model, "can_generate", bool)() else None
 
 
-def read_facts(model: nn.Module, sampler: Sampler | None) -> None:
+def read_facts(model: nn.Module, reader: FactsReader) -> None:
     """Have the facts of each batch read from the call of ``model``, first of all that hooks do."""
-    model.register_forward_pre_hook(FactsReader(model, sampler), with_kwargs=True, prepend=True)
+    model.register_forward_pre_hook(reader, with_kwargs=True, prepend=True)
 
 
 def is_read(model: nn.Module) -> bool:

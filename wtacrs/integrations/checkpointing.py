@@ -13,6 +13,16 @@ def checkpoints(model: nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
+def refuse_checkpoints(model: nn.Module, recompute: str) -> None:
+    """Raise ValueError where the switch is on, in whose place ``recompute`` is."""
+    if checkpoints(model):
+        raise ValueError(
+            f"the model has gradient checkpointing enabled already, and recompute={recompute!r} is "
+            "in its place; disable it (Trainer: gradient_checkpointing=False), or choose a preset "
+            "that recomputes no block"
+        )
+
+
 def embeddings_need_gradients(model: Any) -> bool:
     """Whether ``enable_input_require_grads`` is on, which adapters need and checkpointing too."""
     return bool(getattr(model, "_require_grads_hooks", None))

@@ -36,7 +36,7 @@ def _returned(sampler: Sampler, model: nn.Module, args: Any, output: Any) -> Non
 
 def _warn_if_nothing_trains(sampler: Sampler, model: nn.Module) -> None:
     mine = [m for m in model.modules() if getattr(m, "sampler", None) is sampler]
-    if not any(m.weight.requires_grad for m in mine):
+    if mine and not any(m.weight.requires_grad for m in mine):
         warnings.warn(
             f"none of the {len(sampler.names)} sampled layers is trainable any more. If adapters "
             "came after sampling (get_peft_model), undo it and sample again, after them",
