@@ -21,6 +21,11 @@ from wtacrs.config import MemoryConfig, config_of
 from wtacrs.integrations.checkpointing import checkpoints, restore_checkpoint_
 
 STATE_FILE = "wtacrs_state.pt"
+BLOCK_KEEPS_ITS_INPUT = (
+    "gradient_checkpointing is on: a block keeps its input alone, whatever is sampled in it. What "
+    "sampling still saves is memory within the one block that is computed again, and (1 - budget) "
+    "of the time of its weight gradients. 'leanest' in its place computes less again"
+)
 SWITCHES = ("activation_checkpointing", "gradient_checkpointing")  # by transformers' version
 
 
@@ -87,6 +92,8 @@ class WtacrsCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.handle.load_state_dict(torch.load(self._state_file(args, state)))
         if state.is_world_process_zero:
             print(self.handle.report())
+            if checkpoints(self.handle.model) and self.handle.sampler is not None:
+                print(BLOCK_KEEPS_ITS_INPUT)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.handle is not None

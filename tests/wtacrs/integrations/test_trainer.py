@@ -73,10 +73,11 @@ def test_leanest_takes_the_place_of_checkpointing(make):
     assert not trainer.model.is_gradient_checkpointing
 
 
-def test_lean_composes_with_checkpointing(make):
+def test_lean_composes_with_checkpointing(make, capsys):
     trainer = make(callback := WtacrsCallback("linear", budget=0.3), gradient_checkpointing=True)
     trainer.train()
     assert trainer.model.is_gradient_checkpointing
+    assert "what sampling still saves is memory" in capsys.readouterr().out.lower()
     assert callback.handle.sampler.rows_kept < callback.handle.sampler.rows_seen
 
 
