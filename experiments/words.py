@@ -2,6 +2,7 @@
 
 MIB, GIB = 2**20, 2**30
 MISSING = "–"
+LOWER_IS_BETTER = ("perplexity",)  # of the metrics
 #: Of what the peak is made, as ``wtacrs.measure.step`` names it, and how it is shown.
 AT_PEAK = {
     "parameter": "parameters",
@@ -11,6 +12,11 @@ AT_PEAK = {
     "temporary": "temporaries",
     "other": "batch and buffers",
 }
+
+
+def scale(metric: str) -> tuple[int, int]:
+    """By what a score is multiplied to be shown, and its digits: 27.2 of 100, a perplexity of 2.345."""
+    return (1, 3) if metric in LOWER_IS_BETTER else (100, 1)
 
 
 def in_bytes(count: int) -> str:

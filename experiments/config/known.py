@@ -33,7 +33,6 @@ PRECISIONS = ("fp32", "bf16-autocast", "bf16")
 CLASSIFICATION = ("accuracy", "f1", "matthews_correlation")
 REGRESSION = ("pearson", "spearman")
 LANGUAGE = ("perplexity", "token_accuracy")
-LOWER_IS_BETTER = ("perplexity",)
 PYTHON_LIBRARY = "python-library"  # in place of a file of rows
 TEXT_TO_TEXT = ("t5",)  # types of models that answer in words
 LADDERS = ("t5", "bert", "mpnet")  # types of models that tuning=lst knows

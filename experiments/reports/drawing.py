@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from experiments.words import scale
+
 LOOKS = {  # Okabe and Ito's colours, told apart by most colour-blind readers; and a marker
     "full": ("#000000", "None"),  # a line across
     "uniform": ("#999999", "s"),
@@ -118,6 +120,9 @@ def ablation_figure(table: pd.DataFrame) -> Any:
     figure.subplots_adjust(wspace=0.3)
     for axis, task in zip(axes[0], tasks, strict=True):
         rows = table[table["task"] == task]
+        metric = rows["metric"].iloc[0]
+        times, _ = scale(metric)
+        rows = rows.assign(score=times * rows["score"], score_std=times * rows["score_std"])
         _baseline(axis, rows[(rows["estimator"] == "full") & (rows["memory"] == "plain")])
         sampled = rows[rows["estimator"] != "full"]
         lines = [*sampled.groupby(["estimator", "memory"], sort=False)]
@@ -132,21 +137,22 @@ def ablation_figure(table: pd.DataFrame) -> Any:
             )
         seeds = sorted({int(rows["n"].min()), int(rows["n"].max())})
         axis.set_title(f"{task} (n = {' to '.join(map(str, seeds))})")
-        axis.set_ylabel(f"{rows['metric'].iloc[0].replace('_', ' ')} × 100, best epoch")
+        hundred = " × 100" if times == 100 else ""
+        axis.set_ylabel(f"{metric.replace('_', ' ')}{hundred}, best epoch")
         budget_axis(axis, rows.loc[rows["estimator"] != "full", "budget"])
     legend_of_all(axes[0])
     return figure
 
 
 def _baseline(axis: Axes, full: pd.DataFrame) -> None:
-    for mean, spread in zip(100 * full["score"], 100 * full["score_std"].fillna(0), strict=True):
+    for mean, spread in zip(full["score"], full["score_std"].fillna(0), strict=True):
         axis.axhline(mean, color=LOOKS["full"][0], lw=1, label="full")
         axis.axhspan(mean - spread, mean + spread, color=LOOKS["full"][0], alpha=0.1)
 
 
 def _scores(axis: Axes, line: pd.DataFrame, points: float, **look: Any) -> None:
     """Mean and spread of one method, drawn ``points`` to the right of its budgets."""
-    mean, spread = 100 * line["score"], 100 * line["score_std"].fillna(0)
+    mean, spread = line["score"], line["score_std"].fillna(0)
     bars(axis, line["budget"], mean, (mean - spread, mean + spread), points, capsize=3, **look)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
+from experiments.words import LOWER_IS_BETTER
+
 LEVEL = 0.95
 LEAST_PAIRS = 3  # of two, the interval is 12.7 standard errors to each side: no word is due
 
@@ -18,13 +20,14 @@ LEAST_PAIRS = 3  # of two, the interval is 12.7 standard errors to each side: no
 def paired_to_full(runs: pd.DataFrame, group: list[str], keys: list[str]) -> pd.DataFrame:
     """Columns ``keys``, pairs, difference, difference_low, difference_high and against_full.
 
-    against_full is "worse" or "better" where the interval lies on one side of 0, "equal" where 0 is
-    in it. With fewer than two pairs, and for the plain full itself, all but pairs is missing.
+    against_full is "worse" or "better" where the interval lies on one side of 0 (of perplexity, less is
+    better), "equal" where 0 is in it. With fewer than two pairs, and for the plain full itself, all
+    but pairs is missing.
 
     Args:
         runs: a row a run, as ``experiments.reports.runs.load_runs`` gives it.
         group: columns within which runs are compared.
-        keys: columns that name a method within its group, ``group`` among them.
+        keys: columns that name a method within its group, ``group``, with the metric, among them.
     """
     plain = (runs["estimator"] == "full") & (runs["memory"] == "plain")
     full = runs[plain].groupby([*group, "seed"])["score"].mean().rename("full")
@@ -38,7 +41,10 @@ def paired_to_full(runs: pd.DataFrame, group: list[str], keys: list[str]) -> pd.
     pairs, mean, std = found["count"], found["mean"].where(found["count"] > 1), found["std"]
     half = t.ppf((1 + LEVEL) / 2, pairs.clip(lower=2) - 1) * std / np.sqrt(pairs.clip(lower=1))
     low, high = mean - half, mean + half
-    words = pd.Series("equal", found.index).mask(low > 0, "better").mask(high < 0, "worse")
+    losses = found.index.get_level_values("metric").isin(LOWER_IS_BETTER)
+    words = pd.Series("equal", found.index)
+    words = words.mask((low > 0) & ~losses | (high < 0) & losses, "better")
+    words = words.mask((high < 0) & ~losses | (low > 0) & losses, "worse")
     return pd.DataFrame(
         {
             "pairs": pairs,

@@ -23,14 +23,14 @@ from experiments.reports.commits import commit_note
 from experiments.reports.latex import latex
 from experiments.reports.paper import paper_scores
 from experiments.reports.runs import NOT_DONE, PROTOCOLS, aggregate, load_runs
-from experiments.words import MIB, MISSING
+from experiments.words import MIB, MISSING, scale
 
 SCORES = {"paper": "score at best epoch", "held_out": "score, held out"}
 _WORDS = ("task", "model", "tuning", "estimator", "memory", "settings", "metric", "against full")
 
 
 def display(table: pd.DataFrame, protocol: str = "paper") -> pd.DataFrame:
-    """The aggregated table as text cells, in the paper's manner; scores times 100."""
+    """The aggregated table as text cells, in the paper's manner; scores × 100, perplexity as is."""
     ambiguous = table.duplicated(["task", "model", "tuning", "estimator", "budget", "memory"]).any()
     # The paper's scores are those of the best epoch, so they stand beside no other.
     published = paper_scores(table) if protocol == "paper" else pd.Series(MISSING, table.index)
@@ -71,7 +71,9 @@ def _cell(value: Any, text: str) -> str:
 def _score(row: pd.Series, name: str) -> str:
     if pd.isna(row[name]):
         return MISSING
-    return f"{100 * row[name]:.1f} ± {_cell(100 * row[f'{name}_std'], '{:.1f}')}"
+    times, digits = scale(row["metric"])
+    text = f"{{:.{digits}f}}"
+    return f"{text.format(times * row[name])} ± {_cell(times * row[f'{name}_std'], text)}"
 
 
 def _with_failures(row: pd.Series, score: str) -> str:
@@ -86,9 +88,10 @@ def _with_failures(row: pd.Series, score: str) -> str:
 def _difference(row: pd.Series) -> str:
     if pd.isna(row["difference"]):
         return MISSING
-    mean, low, high = (100 * row[f"difference{end}"] for end in ("", "_low", "_high"))
+    times, digits = scale(row["metric"])
+    mean, low, high = (times * row[f"difference{end}"] for end in ("", "_low", "_high"))
     pairs = "" if row["pairs"] == row["n"] else f", {row['pairs']} pairs"
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]{pairs}"
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]{pairs}"
 
 
 def write_tables(folder: Path, output: Path, protocol: str = "paper") -> pd.DataFrame:

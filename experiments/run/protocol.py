@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config.known import LOWER_IS_BETTER
 from experiments.run import metrics
+from experiments.words import LOWER_IS_BETTER
 
 HALVING_SEED = 0
 PICKING, REPORTING = "picking_half", "reporting_half"

@@ -122,3 +122,16 @@ def test_files_have_the_difference(folder, full, add, tmp_path):
     table = pd.read_csv(tmp_path / "t.csv").set_index("estimator")
     assert table["difference_low"]["wtacrs"] == pytest.approx(-1 / 15 - HALF, abs=1e-6)
     assert (table["against_full"]["wtacrs"], table["pairs"]["wtacrs"]) == ("equal", 3)
+
+
+@pytest.mark.parametrize(
+    ("shift", "word"), [(0, "equal"), (-0.009, "equal"), (-0.01, "better"), (0.15, "worse")]
+)
+def test_of_perplexity_less_is_better(shift, word, folder, full, add, found):
+    add([score + shift for score in NEAR])
+    for path in folder.glob("*.json"):
+        path.write_text(path.read_text().replace('"accuracy"', '"perplexity"'))
+    row = found()
+    assert row["against_full"] == row["against full"] == word
+    assert row["score at best epoch"].startswith(f"{sum(NEAR) / 3 + shift:.3f} ± ")  # not × 100
+    assert row["score − full [95 %]"].startswith(f"{-1 / 15 + shift:+.3f} [")
