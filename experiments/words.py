@@ -15,7 +15,7 @@ AT_PEAK = {
 
 
 def scale(metric: str) -> tuple[int, int]:
-    """By what a score is multiplied to be shown, and its digits: 27.2 of 100, a perplexity of 2.345."""
+    """By what a score is multiplied to be shown, and its digits: 27.2, or perplexity 2.345."""
     return (1, 3) if metric in LOWER_IS_BETTER else (100, 1)
 
 

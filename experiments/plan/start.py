@@ -37,17 +37,18 @@ def _lacks(check: Callable[[Any], Any], group: Any, known: Lacks) -> str | None:
 
 
 def start(cell: Cell) -> bool:
-    """Carry out one cell in a process of its own, whose end ends no other; whether it completed."""
+    """Carry out one cell in a process of its own, whose end ends no other; False if it failed."""
     command = [sys.executable, "run.py", *cell.overrides]
     return subprocess.run(command, cwd=ROOT).returncode == 0
 
 
 def run_all(of: dict[Cell, RunConfig]) -> dict[str, int]:
-    """Start every cell that is not done, in order; how many were done, ran, failed, lack something.
+    """Start every cell that is not done, in order; how many were done, ran, failed, are under way
+    in another process, lack something.
 
     What a cell lacks is told once, in one line, for all that lack the same.
     """
-    counts = dict.fromkeys(("done", "completed", "failed", "lacking"), 0)
+    counts = dict.fromkeys(("done", "completed", "failed", "under way", "lacking"), 0)
     told, known = set(), Lacks()
     for number, (cell, config) in enumerate(of.items(), start=1):
         if is_done(config):
@@ -59,8 +60,9 @@ def run_all(of: dict[Cell, RunConfig]) -> dict[str, int]:
             told.add(lack)
         else:
             print(f"{number}/{len(of)} {cell}", flush=True)
-            completed = start(cell)
-            counts["completed" if completed else "failed"] += 1
-            if not completed:
+            if not start(cell):
+                counts["failed"] += 1
                 print(f"failed, the others go on: {cell}", flush=True)
+            else:
+                counts["completed" if is_done(config) else "under way"] += 1
     return counts

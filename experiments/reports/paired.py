@@ -20,9 +20,9 @@ LEAST_PAIRS = 3  # of two, the interval is 12.7 standard errors to each side: no
 def paired_to_full(runs: pd.DataFrame, group: list[str], keys: list[str]) -> pd.DataFrame:
     """Columns ``keys``, pairs, difference, difference_low, difference_high and against_full.
 
-    against_full is "worse" or "better" where the interval lies on one side of 0 (of perplexity, less is
-    better), "equal" where 0 is in it. With fewer than two pairs, and for the plain full itself, all
-    but pairs is missing.
+    against_full is "worse" or "better" where the interval lies on one side of 0 (less
+    perplexity is better), "equal" where 0 is in it. With fewer than two pairs, and for the plain
+    full itself, all but pairs is missing.
 
     Args:
         runs: a row a run, as ``experiments.reports.runs.load_runs`` gives it.

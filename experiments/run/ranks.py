@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -38,21 +39,15 @@ def join(config: RunConfig) -> None:
         return
     if config.measure.alone or config.measure.probe_steps is not None:
         raise UserError("mode=measure and measure=variance run in one process, without torchrun")
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not _has_gpu():
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.cuda.is_available():
         raise UserError("accelerate shards (FSDP) on accelerators only; here it would be plain DDP")
-    PartialState(cpu=config.training.device == "cpu" or not _has_gpu())
+    PartialState(cpu=config.training.device == "cpu" or not torch.cuda.is_available())
     configs = gather([as_record(config)])
     if any(other != configs[0] for other in configs):
         keys = [
             key for key in configs[0] if any(other[key] != configs[0][key] for other in configs)
         ]
         raise UserError(f"the processes were given other values of {', '.join(keys)}; give one")
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def agreed(value: Any) -> Any:

@@ -69,7 +69,7 @@ def run(config: RunConfig) -> RunRecord | None:
             return None
         check_writable(path.parent)
         with ranks.leading() as lead, claimed(path, as_record(config)) as claim:
-            # Looked for now: another process may just have written it.
+            # Looked for again: another process may just have written it.
             if (done := existing(path, config.overwrite)) is None:
                 lead()
                 return completed(config, path, claim)

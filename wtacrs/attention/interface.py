@@ -28,7 +28,6 @@ from wtacrs.sampling.sampler import Sampler
 
 NAMES = {"recompute": "wtacrs_recompute", "sampled": "wtacrs_sampled"}
 OVER_SDPA = "wtacrs_recompute_sdpa"  # "recompute" in a model that attends by "sdpa" otherwise
-OURS = (*NAMES.values(), OVER_SDPA)
 FLASH = "flash"  # in the names of kernels that keep no (t, t) matrix, and draw dropout by a seed
 # Attributes of attention modules -> what they attend with, which none of ours can.
 UNSUPPORTED = {"attn_logit_softcapping": "softcap", "sinks": "sinks", "alibi": "ALiBi"}

@@ -35,44 +35,45 @@ def save_less_(
 ) -> dict[str, str]:
     """Turn layers of ``model`` into layers that keep less for the backward pass, in place.
 
-    They stay the same objects with the same parameters. Gradients are those of the plain layers up
-    to rounding; with ``gelu="rounded"`` they are unbiased.
+    They stay the same objects. Gradients are those of the plain layers up to rounding; with
+    ``gelu="rounded"`` they are unbiased.
 
     Args:
-        model: any module.
         kinds: of "norm" (nn.LayerNorm over the last dimension, and what ``norm_kinds`` finds),
-            "dropout" (nn.Dropout), "relu" (nn.ReLU; together with the dropout after it in T5),
-            "gate" (gated feed-forwards, ``gated``).
+            "dropout" (nn.Dropout), "relu" (nn.ReLU; in T5 with its dropout), "gate" (``gated``).
         gelu: "exact" leaves GELU as it is, "rounded" keeps its derivative in 8 bits.
         seed: of the rounding, whose random numbers are a stream of their own.
         left: gets the norms that stay as they are: reason -> qualified names.
 
     Returns:
-        Qualified name -> name of the new class, of each layer that was turned.
+        Qualified name -> name of the new class.
 
     Raises:
         ValueError: an unknown kind, or the model has none of these layers.
     """
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise ValueError(f"unknown kinds {unknown}; choose from {', '.join(KINDS)}")
-    if gelu not in GELU:
-        raise ValueError(f"gelu={gelu!r} is unknown; choose {' or '.join(GELU)}")
+    _check(kinds, gelu)
     classes = _fused(model) if {"relu", "dropout"} <= {*kinds} else {}
-    norms = {m: found for m, found in _norms(model).items() if "norm" in kinds}
+    norms = _norms(model) if "norm" in kinds else {}
     rounding, turned = Randomness(seed, "rounding"), {}
     for name, module in model.named_modules():
         kind = norms.get(module)
         if isinstance(kind, str) and left is not None:
             left.setdefault(kind, []).append(name)
         new = classes.get(module) or _lossless_class(module, kinds, gelu, kind)
-        if new is not None and "plain_class" not in module.__dict__:
+        if new and "plain_class" not in module.__dict__:
             _turn(module, new, kind, rounding)
             turned[name] = new.__name__
-    if "gate" in kinds:
-        turned |= dict.fromkeys(gate_(model), GatedForward.__name__)
-    if not turned:
+    gates = gate_(model) if "gate" in kinds else []
+    if not (turned := turned | dict.fromkeys(gates, GatedForward.__name__)):
         raise _nothing(model, kinds, gelu)
     return turned
+
+
+def _check(kinds: Sequence[str], gelu: str) -> None:
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ValueError(f"unknown kinds {unknown}; choose from {', '.join(KINDS)}")
+    if gelu not in GELU:
+        raise ValueError(f"gelu={gelu!r} is unknown; choose {' or '.join(GELU)}")
 
 
 def _turn(module: Any, new: type[nn.Module], kind: Any, rounding: Randomness) -> None:
