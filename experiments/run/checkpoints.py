@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from experiments.errors import UserError
 from experiments.run.interruption import Interruption
+from experiments.run.order import order_of
 from experiments.run.probe import VarianceProbe
 from experiments.run.ranks import any_of, gather, rank
 from experiments.run.training import BatchFacts
@@ -29,7 +30,7 @@ class Checkpoints(TrainerCallback):
     """Makes a resumed run the same run, which the Trainer's checkpoints alone do not.
 
     They hold neither the sampler, nor the generator of rounded derivatives, nor the losses so far,
-    nor what a probe has measured.
+    nor what a probe has measured, nor the order of an epoch by length.
     One at the end of an epoch is made before the evaluation, which a resumed run would leave out;
     here it waits for it. From one at the very end the Trainer would train on; here it is not made.
 
@@ -63,6 +64,8 @@ class Checkpoints(TrainerCallback):
         self._interruption = interruption or Interruption()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if (order := order_of(kwargs["train_dataloader"])) is not None:
+            self.owners["order"] = order
         if self.resume_from is not None:
             file = self.resume_from / state_file(rank())
             saved = torch.load(file, weights_only=True)
@@ -85,6 +88,8 @@ class Checkpoints(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if (sampler := self.owners["memory"].sampler) is not None:
             sampler.gather()
+        if (order := self.owners.get("order")) is not None:
+            order.began = None
         if self._waiting:
             control.should_save, self._waiting = True, False
 

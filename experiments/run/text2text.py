@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from experiments.config import TaskConfig
 from experiments.config.known import TEXT_TO_TEXT
 from experiments.config.roots import no_words
 from experiments.errors import UserError
+from experiments.run.order import OrderedTrainer
 
 
 def is_text_to_text(architecture: PreTrainedConfig | None) -> bool:
@@ -110,7 +111,7 @@ class TextToText:
         return torch.tensor(self.numbers, device=mask.device)[likelihoods.argmax(1)][:, None]
 
 
-class TextTrainer(Trainer):
+class TextTrainer(OrderedTrainer):
     """A Trainer that evaluates by the likelihood of answers; ``text`` is set once it is made."""
 
     text: TextToText

@@ -27,6 +27,7 @@ from transformers import (
 from experiments.config import RunConfig
 from experiments.errors import UserError
 from experiments.run import protocol, sft
+from experiments.run.order import OrderedTrainer
 from experiments.run.ranks import gather
 from experiments.run.tasks import TaskData
 from experiments.run.text2text import TextTrainer, is_text_to_text, text_to_text
@@ -184,7 +185,7 @@ def build_trainer(
     more: dict[str, Any] = {}
     if config.task.source == "sft" and tokenizer is not None:
         collate, more["preprocess_logits_for_metrics"] = sft.collator(tokenizer), sft.sums
-    kind = Trainer if text is None else TextTrainer
+    kind = OrderedTrainer if text is None else TextTrainer
     trainer = kind(
         model=model,
         args=training_arguments(config, folder),

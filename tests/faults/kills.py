@@ -35,6 +35,7 @@ VARIANTS = {
     "lean": ("estimator=pps", "memory=lean", "model.config.hidden_dropout_prob=0.1"),
     "LoRA": ("estimator=wtacrs", "tuning=lora", "tuning.rank=8"),
     "bf16": ("estimator=wtacrs", "training.precision=bf16-autocast"),
+    "by length": ("estimator=wtacrs", "training.group_by_length=true"),
 }
 AIMED = ("checkpoints.py", "store.py", "claims.py", "outcome.py")  # files whose lines are aimed at
 LONGEST = 3.0  # seconds after which a run is killed at the latest

@@ -35,8 +35,7 @@ def save_less_(
 ) -> dict[str, str]:
     """Turn layers of ``model`` into layers that keep less for the backward pass, in place.
 
-    They stay the same objects. Gradients are those of the plain layers up to rounding; with
-    ``gelu="rounded"`` they are unbiased.
+    The objects stay. Gradients are the plain ones up to rounding, unbiased with gelu="rounded".
 
     Args:
         kinds: of "norm" (nn.LayerNorm over the last dimension, and what ``norm_kinds`` finds),

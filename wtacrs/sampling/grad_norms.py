@@ -222,6 +222,7 @@ class GradNorms:
             "sums": self._sums.clone().cpu(),
             "counts": self._counts.clone().cpu(),
             "table": None if self._table is None else self._table.clone(),
+            "own": [ids.clone() for ids in self._own],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -234,3 +235,4 @@ class GradNorms:
         self._places = {name: place for place, name in enumerate(state["names"])}
         self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
         self._table = None if table is None else table.clone()
+        self._own = [ids.clone() for ids in state["own"]]

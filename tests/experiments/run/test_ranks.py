@@ -15,6 +15,7 @@ from experiments.records.record import read_record
 
 GIVEN = ("task=digits", "model=digits_tiny", "training.batch_size=8", "training.device=cpu")
 STEPS = ("training.max_steps=12", "measure.warmup_steps=1")
+BY_LENGTH = ("training.group_by_length=true", "task.max_train_rows=64")  # 8 steps an epoch
 # A run that says which step it has done, in the first process, and takes its time.
 SLOW = """
 import os, sys, time
@@ -62,11 +63,12 @@ def only_record(tmp_path, world):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_run(start, tmp_path):
+@pytest.mark.parametrize("order", ["training.group_by_length=false", *BY_LENGTH[:1]])
+def test_two_processes_are_one_run(order, start, tmp_path):
     """The losses and scores of one process, to rounding: gradients are no multiple of its. One
     record, with what each process needed at its peak; a second time it is skipped."""
     for world in (1, 2):
-        process = start(world, "estimator=full", *STEPS)
+        process = start(world, "estimator=full", order, *STEPS)
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
         assert output.count("training loss") == 1
@@ -79,18 +81,19 @@ def test_two_processes_are_one_run(start, tmp_path):
     assert len(two.memory["peak_bytes_by_rank"]) == 2
     assert two.memory["peak_bytes"] < one.memory["peak_bytes"]  # half of the batch
     assert two.throughput["steps_timed"] == one.throughput["steps_timed"] == 11
-    output, _ = start(2, "estimator=full", *STEPS).communicate(timeout=240)
+    output, _ = start(2, "estimator=full", order, *STEPS).communicate(timeout=240)
     assert output.count("skipped, completed before") == 1
 
 
 @pytest.mark.slow
 def test_a_run_that_is_told_to_end_goes_on_from_there(start, tmp_path):
-    """All processes stop after the same step, and it ends as a run does that nobody stopped."""
-    chosen = ("estimator=wtacrs", "training.max_steps=30", "measure.memory=false")
+    """All processes stop after the same step, and it ends as a run does that nobody stopped: from
+    the second epoch on, whose order by length was drawn before."""
+    chosen = ("estimator=wtacrs", "training.max_steps=30", "measure.memory=false", *BY_LENGTH)
     process, seen = start(2, *chosen, program=start.slow), ""
     for line in process.stdout:
         seen += line
-        if line.startswith("step 5"):
+        if line.startswith("step 11"):
             break
     workers = psutil.Process(process.pid).children(recursive=True)
     for worker in workers:
@@ -101,7 +104,7 @@ def test_a_run_that_is_told_to_end_goes_on_from_there(start, tmp_path):
     output, _ = start(2, *chosen, program=start.slow).communicate(timeout=240)
     assert (resumed := re.search(r"resuming from .*checkpoint-(\d+)", output)), output
     assert f"step {resumed[1]}\n" in output
-    assert "step 5\n" not in output
+    assert "step 11\n" not in output
     resumed = only_record(tmp_path, 2)
     assert resumed.status == "completed"
     next((tmp_path / "runs").glob("*.json")).unlink()

@@ -79,6 +79,8 @@ def flat(state):
         ("full", 2, 5, 4),
         ("wtacrs", 4, 3, 0),  # before the first checkpoint: from the start
         ("wtacrs training.group_by_length=true", 2, 3, 2),  # the order of an epoch is one draw
+        ("wtacrs training.group_by_length=true", 2, 5, 4),  # from where dropout had got to
+        ("wtacrs training.group_by_length=true", 3, 5, 3),  # a new draw
     ],
 )
 def test_resumed_run_is_the_same_run(estimator, every, cut_after, from_step, train, capsys):
