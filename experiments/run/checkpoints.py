@@ -146,13 +146,26 @@ def damage(path: Path) -> str | None:
 def start_over(folder: Path, record: Path) -> None:
     """Make ``folder`` a new one for a run that is to replace the completed ``record``, unless it is
     of such a run already, which was cut off."""
-    replaced = hashlib.sha256(record.read_bytes()).hexdigest() if record.exists() else "nothing"
+    if not _replaces(folder, record):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / REPLACES).write_text(_sum(record))
+
+
+def clear(folder: Path, record: Path) -> None:
+    """Remove what the run of the completed ``record`` left in ``folder`` when it was cut off just
+    after it; a run that is to replace the record goes on from what is its own."""
+    if not _replaces(folder, record):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replaces(folder: Path, record: Path) -> bool:
     mark = folder / REPLACES
-    if mark.exists() and mark.read_text() == replaced:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    mark.write_text(replaced)
+    return mark.exists() and mark.read_text() == _sum(record)
+
+
+def _sum(record: Path) -> str:
+    return hashlib.sha256(record.read_bytes()).hexdigest() if record.exists() else "nothing"
 
 
 def keep_last_checkpoint(folder: Path) -> Path | None:

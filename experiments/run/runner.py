@@ -73,6 +73,7 @@ def run(config: RunConfig) -> RunRecord | None:
             if (done := existing(path, config.overwrite)) is None:
                 lead()
                 return completed(config, path, claim)
+            checkpoints.clear(checkpoint_folder(path), path)
         print(f"skipped, completed before: {path}; overwrite=true runs it again")
         return done
     except UnderWay as other:

@@ -57,6 +57,22 @@ def test_a_completed_record_is_replaced_by_a_completed_one_only(
     assert path.read_bytes() != before
 
 
+def test_what_a_completed_run_left_is_removed(make_config, make_record, path, ends):
+    """One killed after its record was written left checkpoints; those of one that is to replace the
+    record, and was cut off, are gone on from."""
+    path.parent.mkdir()
+    write_record(make_record(), path)
+    folder = checkpoint_folder(path)
+    (folder / "checkpoint-2").mkdir(parents=True)
+    ends(KeyboardInterrupt(), work=lambda folder: (folder / "checkpoint-4").mkdir())
+    run(make_config())
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config("overwrite=true"))
+    run(make_config())
+    assert (folder / "checkpoint-4").exists()
+
+
 def test_a_run_that_is_under_way_is_left_alone(make_config, path, ends, capsys):
     ends(AssertionError("it must not run"))
     with claimed(path, {}):
