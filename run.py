@@ -1,7 +1,7 @@
 """The command: python run.py estimator=wtacrs task=sst2, or -m for a sweep. See README.md.
 
-mode=plan plans a step instead, mode=measure makes one. Exit status 0; 1 after an error, 2 of a
-plan; 130 when interrupted.
+mode=plan plans a step instead, mode=measure makes one, predict FOLDER FILE has a trained model
+answer. Exit status 0; 1 after an error, 2 of a plan; 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ def run_one(node: DictConfig) -> None:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["predict"]:
+        from experiments.run.predict import main as predict
+
+        return predict(sys.argv[2:])
     try:
         mode, arguments = command(sys.argv[1:])
     except UserError as error:

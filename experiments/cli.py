@@ -77,6 +77,7 @@ def elsewhere(module: str) -> Callable[[list[str]], int]:
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "run": (run, "train, or sweep with -m: the overrides of run.py"),
     "plan": (elsewhere("experiments.plan.__main__"), "what a step takes, without data or GPU"),
+    "predict": (elsewhere("experiments.run.predict"), "the answers of a trained model to a file"),
     "status": (elsewhere("experiments.reports.status"), "how far the sweep in a folder is"),
     "report": (report, "the short table of one record"),
     "table": (elsewhere("experiments.reports.tables"), "records of runs -> a table"),

@@ -16,7 +16,8 @@ from experiments.config.groups import (
 from experiments.config.places import CONF, ROOT
 from experiments.config.roots import PlanConfig, RunConfig
 from experiments.config.running import LoggingConfig, MeasureConfig, TrainingConfig
-from experiments.config.task import HubConfig, TaskConfig
+from experiments.config.sentences import HubConfig
+from experiments.config.task import TaskConfig
 
 __all__ = [
     "CONF",

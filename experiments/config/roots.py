@@ -30,7 +30,7 @@ from experiments.config.running import (
     TrainingConfig,
     check_method,
 )
-from experiments.config.task import TaskConfig
+from experiments.config.task import OWN, TaskConfig
 from experiments.errors import UserError
 
 UNITS = {
@@ -69,7 +69,23 @@ class RunConfig:
         elif self.mode == "measure":
             raise wrong("mode", "measure", "measures memory alone, as measure=memory does")
         self._check_fit()
+        self._check_saving()
         self._check_probes()
+
+    @property
+    def saves_model(self) -> bool:
+        """Whether the trained model is kept: if asked, else what is tuned on rows of one's own."""
+        if self.training.save_model is None:
+            return self.task.source in OWN and self.tuning.name != "lst" and not self.measure.alone
+        return self.training.save_model
+
+    def _check_saving(self) -> None:
+        """What is to be saved is there, and can be loaded again."""
+        if self.saves_model and self.tuning.name == "lst":
+            rule = "cannot be: no from_pretrained knows the ladder of tuning=lst; choose another"
+            raise wrong("training.save_model", True, f"{rule} tuning, or false")
+        if self.saves_model and self.measure.alone:
+            raise wrong("training.save_model", True, "saves nothing: mode=measure does not train")
 
     def _check_fit(self) -> None:
         """The model can read the task, and answer."""

@@ -25,7 +25,7 @@ class TrainingConfig:
     epochs: float = field(default=3, metadata={"counted": True})
     max_steps: int = -1  # above 0 it ends the run, whatever the epochs say
     batch_size: int = 32
-    eval_batch_size: int = 128
+    eval_batch_size: int = 128  # of task=sft at most batch_size: its logits are large
     learning_rate: float = 5.0e-5
     weight_decay: float = 0.01
     warmup_ratio: float = 0.06
@@ -36,6 +36,7 @@ class TrainingConfig:
     device: str = "auto"  # or cpu
     checkpoint_steps: int = 0  # above 0: save every so many steps, and resume from the last one
     checkpoint_minutes: float = 5  # the same by the clock; 0: not
+    save_model: bool | None = left_out()  # beside the record; null: of tasks of one's own
     progress: bool = True
     world_size: int = left_out(1)  # processes that share a batch; torchrun says how many
 

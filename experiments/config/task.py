@@ -16,40 +16,11 @@ from experiments.config.rules import (
     check_text,
     wrong,
 )
+from experiments.config.sentences import HubConfig, TextToTextConfig, check_sentences
 
+OWN = ("sft", "csv")  # their rows lie in files of one's own
+SOURCES = ("glue", "digits", *OWN)
 MOST_NUMBERS = 1000  # that a regression can answer: each is tried for each row
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubConfig:
-    """Where the same rows lie on the hub."""
-
-    path: str
-    name: str
-    text: tuple[str, ...]  # columns
-    splits: dict[str, str] | None = left_out()  # where a split has another name there
-
-    def __post_init__(self) -> None:
-        for key in ("path", "name"):
-            check_text(f"task.hub.{key}", getattr(self, key))
-        check_sentences("task.hub.text", self.text)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextToTextConfig:
-    """How a text-to-text model reads a row and what it writes for an answer."""
-
-    input: str  # {0} stands for the first sentence, {1} for the second
-    words: tuple[str, ...] | None = left_out()  # of each label, in order
-    step: float | None = left_out()  # between the scores that are written, of a regression
-
-    def __post_init__(self) -> None:
-        check_text("task.text_to_text.input", self.input)
-        check_distinct("task.text_to_text.words", self.words or ())
-        for word in self.words or ():
-            check_text("task.text_to_text.words", word)
-        if self.step is not None:
-            check_range("task.text_to_text.step", self.step, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +28,13 @@ class TaskConfig:
     """A task: data, columns, labels, metrics."""
 
     name: str
-    # glue: tables of text, in a folder or on the hub; digits, in scikit-learn; sft: to be continued
+    # glue: tables of text, in a folder or on the hub; digits, in scikit-learn; of one's own: sft,
+    # to be continued, and csv, with a label.
     source: str = "glue"
     data_dir: str | None = None  # a folder in the GLUE layout; null: the hub
-    train_file: str | None = left_out()  # of sft: a .jsonl file or a folder of datasets
+    train_file: str | None = (
+        left_out()
+    )  # of one's own: .csv .tsv .jsonl .json, or a datasets folder
     eval_file: str | None = left_out()  # null: a tenth of the rows
     data_sha256: str | None = left_out()  # of its rows, which a run finds out
     max_length: int = 128  # tokens of a row, the rest is cut off
@@ -71,7 +45,9 @@ class TaskConfig:
     header: bool | None = left_out()  # whether the first line names the columns
     text: tuple[int, ...] | None = left_out()  # columns of the sentences, one or two
     label: int | None = left_out()  # column; below 0 it is counted from the end
-    labels: tuple[str, ...] | None = None  # classes in order; null: a score
+    text_columns: tuple[str, ...] | None = left_out()  # of csv: names, of one sentence or two
+    label_column: str | None = left_out()
+    labels: tuple[str, ...] | None = None  # classes in order; null: a score, or what csv's rows say
     score_range: tuple[float, ...] | None = left_out()  # least and largest score
     text_to_text: TextToTextConfig | None = left_out()
     hub: HubConfig | None = left_out()
@@ -79,18 +55,15 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check_name("task.name", self.name)
-        check_choice("task.source", self.source, ("glue", "digits", "sft"))
+        check_choice("task.source", self.source, SOURCES)
         check_text("task.data_dir", self.data_dir)
         check_range("task.max_length", self.max_length, 2, most=2**20)
         if self.max_train_rows is not None:
             check_range("task.max_train_rows", self.max_train_rows, 1, remedy="null takes all")
-        for key in ("train_file", "eval_file"):
-            if (file := getattr(self, key)) is not None:
-                check_text(f"task.{key}", file)
-                if self.source != "sft":
-                    raise wrong(f"task.{key}", file, "is of task=sft")
+        self._check_own()
         if self.source == "sft":
             self._check_continued()
+        if self.source == "sft" or not self.is_settled:
             return
         self._check_labels()
         self._check_metrics()
@@ -103,11 +76,43 @@ class TaskConfig:
         """Whether a row has a score, and no class."""
         return self.labels is None and self.source != "sft"
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether labels and metrics are known; those of a csv may be told by its rows alone."""
+        known = self.labels is not None or self.score_range is not None
+        return self.source != "csv" or (known and bool(self.metrics))
+
+    @property
+    def sentences(self) -> int:
+        """How many a row has."""
+        return len(self.text_columns or self.text or ())
+
     def width(self, split: str) -> int:
         """Columns of a row in the file of ``split``."""
         columns = self.columns if isinstance(self.columns, int) else (self.columns or {}).get(split)
         assert columns is not None
         return columns
+
+    def _check_own(self) -> None:
+        """What is said of files of one's own."""
+        for key in ("train_file", "eval_file"):
+            if (file := getattr(self, key)) is not None:
+                check_text(f"task.{key}", file)
+                if self.source not in OWN:
+                    raise wrong(f"task.{key}", file, f"is of task={' and '.join(OWN)}")
+        if self.source in OWN and self.train_file is None:
+            files = "a file, .csv .tsv .jsonl .json, or a datasets folder"
+            raise wrong("task.train_file", None, f"must name {files}")
+        for key in ("text_columns", "label_column"):
+            value = getattr(self, key)
+            if (value is None) == (self.source == "csv"):
+                rule = "must be given for task=csv" if value is None else "is of task=csv"
+                raise wrong(f"task.{key}", value, rule)
+        if self.text_columns is not None and self.label_column is not None:
+            check_sentences("task.text_columns", self.text_columns)
+            check_text("task.label_column", self.label_column)
+            if self.label_column in self.text_columns:
+                raise wrong("task.text_columns", self.text_columns, "holds task.label_column")
 
     def _check_continued(self) -> None:
         check_filled("task.metrics", self.metrics)
@@ -116,8 +121,6 @@ class TaskConfig:
             check_choice("task.metrics", name, LANGUAGE)
         if self.labels is not None:
             raise wrong("task.labels", self.labels, "mean nothing to task=sft")
-        if self.train_file is None:
-            raise wrong("task.train_file", None, "must name a .jsonl file or a datasets folder")
 
     def _check_labels(self) -> None:
         if self.labels is None:
@@ -144,13 +147,13 @@ class TaskConfig:
         if text.step is not None:
             self._check_step(text.step)
         for i in range(2):
-            if (f"{{{i}}}" in text.input) != (i < len(self.text or ())):
+            if (f"{{{i}}}" in text.input) != (i < self.sentences):
                 rule = (
                     "must hold {0} for the first sentence and {1} for the second, if there is one"
                 )
                 raise wrong("task.text_to_text.input", text.input, rule)
         try:
-            text.input.format(*("",) * len(self.text or ()))
+            text.input.format(*("",) * self.sentences)
         except (IndexError, KeyError, ValueError, AttributeError) as error:
             rule = "has more in braces than {0} and {1}"
             raise wrong("task.text_to_text.input", text.input, rule) from error
@@ -201,13 +204,3 @@ class TaskConfig:
                     raise wrong(f"task.{key}", column, rule)
             if label % width in (self.text or ()):
                 raise wrong("task.text", self.text, "holds the label's column, task.label")
-
-
-def check_sentences(key: str, columns: tuple[int, ...] | tuple[str, ...]) -> None:
-    """Columns of one sentence or two."""
-    if not 1 <= len(columns) <= 2:
-        raise wrong(key, columns, "must name the columns of one sentence or two")
-    check_distinct(key, columns)
-    for column in columns:
-        if isinstance(column, str):
-            check_text(key, column)

@@ -21,7 +21,7 @@ STATUSES = ("completed", "failed", "out_of_memory", "interrupted")
 NOT_HASHED = {
     "": ("results_dir", "overwrite", "logging", "plugins", "mode"),  # measure.alone says the mode
     "task": ("data_dir", "train_file", "eval_file"),  # of files the sum of their rows counts
-    "training": ("progress", "checkpoint_steps", "checkpoint_minutes"),
+    "training": ("progress", "checkpoint_steps", "checkpoint_minutes", "save_model"),
     "memory": ("name", "sample_linears"),  # the other keys and the estimator say it all
 }
 # What came later than the first records is left out while it has its default, so that these keep

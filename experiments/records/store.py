@@ -21,12 +21,16 @@ def write_json(content: dict[str, Any], path: Path) -> None:
     A number that is not finite, which JSON does not know, is written as null.
     """
     text = json.dumps(_finite(content), indent=2, allow_nan=False, ensure_ascii=False)
-    text = re.sub(r"\[[^][{}]*\]", _on_one_line, text)
+    write_text(re.sub(r"\[[^][{}]*\]", _on_one_line, text) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write ``text`` to ``path`` atomically; the folder is made if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide records from colleagues

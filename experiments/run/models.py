@@ -36,7 +36,10 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
     _be_quiet()
     if config.source == "scratch":
         return None
-    return from_pretrained(AutoTokenizer, config)
+    tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, config)
+    if tokenizer.pad_token is None:  # of a decoder; what pads is masked
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def load_architecture(config: ModelConfig) -> PreTrainedConfig:
@@ -88,6 +91,13 @@ def load_model(config: ModelConfig, num_labels: int, regression: bool) -> PreTra
 
     loaded: PreTrainedModel = _made(config, load)
     return loaded
+
+
+def pad_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Tell a model that does not know it what its batches are padded with: a decoder that
+    classifies reads the last token before that."""
+    if tokenizer is not None and getattr(model.config, "pad_token_id", 0) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def _other_head(config: ModelConfig, outputs: int) -> str:

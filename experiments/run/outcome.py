@@ -18,14 +18,16 @@ class RunError(UserError):
     """The run did not complete; its record, if it got that far, says why."""
 
 
-def existing(path: Path, overwrite: bool) -> RunRecord | None:
-    """The completed record at ``path``, if the run need not be done again."""
+def existing(path: Path, overwrite: bool, model: Path | None = None) -> RunRecord | None:
+    """The completed record at ``path``, with its ``model``, if the run need not be done again."""
     if overwrite or not path.exists():
         return None
     record = read_record(path)
-    if record.status == "completed":
+    done = record.status == "completed"
+    if done and (model is None or model.is_dir()):
         return record
-    print(f"running again, it was {record.status}: {path}")
+    why = f"its model is not at {model}" if done else f"it was {record.status}"
+    print(f"running again, {why}: {path}")
     return None
 
 

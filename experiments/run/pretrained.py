@@ -46,6 +46,14 @@ def from_pretrained(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
         ) from error
 
 
+def base_path(config: ModelConfig) -> str:
+    """Where ``from_pretrained`` finds the files: a folder, or the id on the hub."""
+    if config.source == "package":
+        return str(_package_folder(config))
+    folder = Path(config.path).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else config.path
+
+
 def _package_folder(config: ModelConfig) -> Path:
     spec = importlib.util.find_spec(config.path)
     if spec is None or spec.origin is None:

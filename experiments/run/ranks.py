@@ -41,6 +41,8 @@ def join(config: RunConfig) -> None:
         raise UserError("mode=measure and measure=variance run in one process, without torchrun")
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.cuda.is_available():
         raise UserError("accelerate shards (FSDP) on accelerators only; here it would be plain DDP")
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and config.saves_model:
+        raise UserError("a sharded model is not saved; training.save_model=false, or DDP")
     PartialState(cpu=config.training.device == "cpu" or not torch.cuda.is_available())
     configs = gather([as_record(config)])
     if any(other != configs[0] for other in configs):

@@ -1,6 +1,6 @@
 """One run: config -> record. The whole main job on one screen.
 
-load data and model -> tune -> sample -> train -> evaluate -> measure ->
+load data and model -> tune -> sample -> train -> evaluate -> measure -> save the model ->
 write the record. A run that has a completed record is skipped; one that failed or was cut off is
 run again.
 """
@@ -23,18 +23,19 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from experiments.config import LoggingConfig, RunConfig, TaskConfig, as_record
+from experiments.config import LoggingConfig, RunConfig, as_record
 from experiments.errors import UserError
 from experiments.records.claims import Claim, UnderWay, claimed
 from experiments.records.provenance import provenance
 from experiments.records.record import RunRecord, check_writable, record_path
-from experiments.run import checkpoints, measure, ranks, sft, training, tuning
+from experiments.run import checkpoints, measure, ranks, saving, training, tuning
 from experiments.run.attribution import measure_alone
 from experiments.run.interruption import Interruption
 from experiments.run.memory import memory_config, save_memory
-from experiments.run.models import load_architecture, load_model, load_tokenizer
+from experiments.run.models import load_architecture, load_model, load_tokenizer, pad_alike
 from experiments.run.outcome import RunError, existing, keep, status_of
 from experiments.run.own_model import settled
+from experiments.run.own_task import settled_task
 from experiments.run.probe import VarianceProbe
 from experiments.run.summary import show
 from experiments.run.tasks import TaskData, load_task
@@ -55,12 +56,7 @@ def run(config: RunConfig) -> RunRecord | None:
         KeyboardInterrupt: after the record has been written.
     """
     try:
-        config = replace(
-            config,
-            model=settled(config.model, config.task.source == "sft"),
-            task=with_fingerprint(config.task),
-            training=replace(config.training, world_size=ranks.world_size()),
-        )
+        config = settle(config)
         load_plugins(config)
         ranks.join(config)
         path = record_path(as_record(config))
@@ -68,9 +64,10 @@ def run(config: RunConfig) -> RunRecord | None:
             follow(config, path)
             return None
         check_writable(path.parent)
+        model = saving.model_folder(path) if config.saves_model else None
         with ranks.leading() as lead, claimed(path, as_record(config)) as claim:
             # Looked for again: another process may just have written it.
-            if (done := existing(path, config.overwrite)) is None:
+            if (done := existing(path, config.overwrite, model)) is None:
                 lead()
                 return completed(config, path, claim)
             checkpoints.clear(checkpoint_folder(path), path)
@@ -85,6 +82,20 @@ def run(config: RunConfig) -> RunRecord | None:
         raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(f"results_dir={config.results_dir}: {error}") from error
+
+
+def settle(config: RunConfig) -> RunConfig:
+    """What ``config`` says, with what a model and rows of one's own say themselves.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    return replace(
+        config,
+        model=settled(config.model, config.task.source == "sft"),
+        task=settled_task(config.task),
+        training=replace(config.training, world_size=ranks.world_size()),
+    )
 
 
 def follow(config: RunConfig, path: Path) -> None:
@@ -135,11 +146,6 @@ def checkpoint_folder(path: Path) -> Path:
     return CHECKPOINTS / f"{path.stem}-{folder}"
 
 
-def with_fingerprint(task: TaskConfig) -> TaskConfig:
-    """The task, with a sum of the rows that are a user's own: other rows are another run."""
-    return replace(task, data_sha256=sft.fingerprint(task)) if task.source == "sft" else task
-
-
 def load_plugins(config: RunConfig) -> None:
     """Import the plugins, and hold the estimator against all that there are then.
 
@@ -173,7 +179,7 @@ def check_probes(config: RunConfig, rows: int) -> None:
 def carry_out(
     config: RunConfig, record: RunRecord, folder: Path, interruption: Interruption
 ) -> None:
-    """Load, train, measure; fills the sections of ``record`` as they become known.
+    """Load, train, measure, save; fills the sections of ``record`` as they become known.
 
     ``folder`` has the checkpoints.
     """
@@ -210,6 +216,11 @@ def carry_out(
         record.memory = measure.measure_memory(trainer, model, rows, sampler)
     if probe is not None:
         record.variance = {"probes": probe.results}
+    if config.saves_model and ranks.rank() == 0:
+        handle.undo()
+        where = saving.model_folder(record_path(record.config))
+        saving.save_model(config, model, tokenizer, where)
+        print(f"the trained model: {where}")
 
 
 def prepare(
@@ -221,6 +232,7 @@ def prepare(
     text = text_to_text(load_architecture(config.model), config.task, tokenizer)
     data = load_task(config.task, tokenizer, config.seed, None if text is None else text.input)
     model = load_model(config.model, data.num_labels, data.regression)
+    pad_alike(model, tokenizer)
     max_tokens = training.longest_sequence(config, model, tokenizer, data)
     tuning.tune(model, config.tuning)
     if config.training.precision == "bf16":

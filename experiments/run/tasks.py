@@ -18,8 +18,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from experiments.config import HubConfig, TaskConfig
+from experiments.config.task import OWN
 from experiments.run import sft
+from experiments.run.files import read_splits
 from experiments.run.glue import Rows, TaskError, read_file, read_label
+from experiments.run.labels import labelled
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ def load_task(
     _check_length(task, tokenizer)
     if task.source == "digits":
         splits = _read_digits()
+    elif task.source == "csv":
+        splits = {name: labelled(task, rows) for name, rows in read_splits(task).items()}
     elif task.data_dir is not None:
         splits = _read_folder(task)
     else:
@@ -77,7 +82,7 @@ def _continued(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -> T
     """Prompts and completions."""
     if tokenizer is None:
         raise TaskError(f"task {task.name!r} is text, which tokenizer=None cannot read.")
-    splits = sft.read_splits(task)
+    splits = {name: sft.pairs(rows, tokenizer) for name, rows in read_splits(task).items()}
     if (most := task.max_train_rows) is not None and most < len(splits["train"]):
         kept = np.random.RandomState(0).permutation(len(splits["train"]))[:most]
         splits["train"] = [splits["train"][i] for i in kept]
@@ -94,7 +99,7 @@ def _check_length(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -
         return
     if tokenizer is None:
         raise TaskError(f"task {task.name!r} is text, which tokenizer=None cannot read.")
-    sentences = len(task.text or ())
+    sentences = task.sentences
     least = max(2, tokenizer.num_special_tokens_to_add(sentences == 2) + sentences)
     if task.max_length < least:
         rule = f"must be at least {least} for task {task.name!r}: special tokens and one a sentence"
@@ -120,7 +125,7 @@ def check_source(task: TaskConfig) -> None:
 
     Raises TaskError if not.
     """
-    if task.source in ("digits", "sft"):
+    if task.source in ("digits", *OWN):
         return
     if task.data_dir is not None:
         _folder(task)

@@ -110,15 +110,17 @@ class BatchFacts:
 def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
     """The Trainer's arguments for a run."""
     t = config.training
-    steps = t.checkpoint_steps
+    steps, share = t.checkpoint_steps, t.batch_size // t.world_size
+    # Of a language model logits (b, t, vocabulary) have to fit, as they do in training.
+    evaluated = min(t.eval_batch_size, share) if config.task.source == "sft" else t.eval_batch_size
     # Said plainly: without an accelerator the Trainer refuses bf16 unless told to use the CPU.
     on_cpu = t.device == "cpu" or not torch.cuda.is_available()  # Apple's GPU has no float64
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=t.epochs,
         max_steps=t.max_steps,
-        per_device_train_batch_size=t.batch_size // t.world_size,
-        per_device_eval_batch_size=t.eval_batch_size,
+        per_device_train_batch_size=share,
+        per_device_eval_batch_size=evaluated,
         learning_rate=t.learning_rate,
         weight_decay=t.weight_decay,
         warmup_steps=t.warmup_ratio,  # below 1 it is a share of all steps

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from experiments.config import PlanConfig, RunConfig, TuningConfig
 from experiments.errors import UserError
 from experiments.run.lst import ladder_
 from wtacrs import Sampler, SamplingConfig
 from wtacrs.swap import in_blocks
+
+LINEAR = (nn.Linear, Conv1D)
 
 
 def tune(model: PreTrainedModel, config: TuningConfig) -> None:
@@ -34,8 +36,8 @@ def tune(model: PreTrainedModel, config: TuningConfig) -> None:
         ladder_(model, config.reduction)
     else:
         _adapt(model, config)
-    for parameter in new_head(model):
-        parameter.requires_grad_(True)
+    for part in new_head(model).values():
+        part.requires_grad_(True)
 
 
 def _adapt(model: PreTrainedModel, config: TuningConfig) -> None:
@@ -57,25 +59,22 @@ def _adapt(model: PreTrainedModel, config: TuningConfig) -> None:
 
 def lora_targets(model: PreTrainedModel, config: TuningConfig) -> list[str]:
     """The names in ``config.targets`` for the type of ``model``, each of which some layer has; of a
-    language model that has none there, all linear layers in its blocks."""
+    type without any, all linear layers in its blocks, as QLoRA does (arXiv 2305.14314)."""
     model_type = model.config.model_type
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    known = f"linear layers of this {type(model).__name__}: " + ", ".join(
-        sorted({re.sub(r".*\.\d+\.", "", name) for name in names})
-    )
-    targets = (config.targets or {}).get(model_type)
-    if not targets and predicts_words(model):  # all of a decoder, as QLoRA (arXiv 2305.14314) does
-        inside = [name for name, layer in in_blocks(model) if isinstance(layer, nn.Linear)]
-        return sorted({name.rsplit(".", 1)[1] for name in inside})
+    names = [name for name, layer in model.named_modules() if isinstance(layer, LINEAR)]
+    if not (targets := (config.targets or {}).get(model_type)):
+        # In full: a last part may be that of a layer outside, as BERT's pooler has it.
+        targets = tuple(name for name, layer in in_blocks(model) if isinstance(layer, LINEAR))
     if not targets:
         raise UserError(
-            f"tuning.targets holds nothing for model_type {model_type!r}; give for instance "
-            f"tuning.targets.{model_type}=[...] with names or last parts of names; {known}"
+            f"tuning=lora: no linear layer is in a block of this {type(model).__name__}"
         )
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in names):
+            known = ", ".join(sorted({re.sub(r".*\.\d+\.", "", name) for name in names}))
             raise UserError(
-                f"tuning.targets.{model_type}: no linear layer is named {target!r}; {known}"
+                f"tuning.targets.{model_type}: no linear layer is named {target!r}; linear layers "
+                f"of this {type(model).__name__}: {known}"
             )
     return list(targets)
 
@@ -84,25 +83,25 @@ def check_rank(model: PreTrainedModel, rank: int, targets: list[str]) -> None:
     """Raise UserError if an update of this rank could be more than the layer itself."""
     ends = tuple(f".{target}" for target in targets)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and f".{name}".endswith(ends):
-            widest = min(module.in_features, module.out_features)
-            if rank > widest:
+        if isinstance(module, LINEAR) and f".{name}".endswith(ends):
+            one, other = module.weight.shape
+            if rank > min(one, other):
                 raise UserError(
-                    f"tuning.rank={rank} is above {widest}, the most that {name} "
-                    f"({module.in_features} to {module.out_features}) has; 8 to 64 are usual"
+                    f"tuning.rank={rank} is above {min(one, other)}, the most that {name} "
+                    f"({one} × {other}) has; 8 to 64 are usual"
                 )
 
 
-def new_head(model: PreTrainedModel) -> Iterator[nn.Parameter]:
-    """The parameters of a classifier that no pretraining has seen: those outside its base model.
+def new_head(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The parts of a classifier that no pretraining has seen: those outside its base model.
 
     None for a language model: its head was pretrained, and may be its embedding.
     """
     base = model.base_model_prefix
-    if hasattr(model, base) and not predicts_words(model):
-        for name, child in model.named_children():
-            if name != base:
-                yield from child.parameters()
+    if not hasattr(model, base) or predicts_words(model):
+        return {}
+    parts = {name: child for name, child in model.named_children() if name != base}
+    return {name: part for name, part in parts.items() if any(True for _ in part.parameters())}
 
 
 def predicts_words(model: PreTrainedModel) -> bool:

@@ -1,18 +1,13 @@
 """task=sft: rows of a user's own, and any causal model in a folder."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -20,39 +15,26 @@ from experiments.config import PlanConfig, RunConfig, compose
 from experiments.errors import UserError
 from experiments.plan.grid import settings
 from experiments.run import metrics, protocol, sft
+from experiments.run.documentation import documentation
+from experiments.run.files import read_rows, read_splits
 from experiments.run.models import load_model
 from experiments.run.own_model import settled
-from experiments.run.runner import run, with_fingerprint
+from experiments.run.own_task import settled_task
+from experiments.run.runner import run
+from tests.experiments.run.decoders import save_llama, write_jsonl
 
-WORDS = 400
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-SIZES |= {"num_attention_heads": 4, "vocab_size": WORDS}
+SIZES |= {"num_attention_heads": 4, "vocab_size": 400}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny Llama with a tokenizer of Python's documentation, as save_pretrained leaves them."""
-    path = tmp_path_factory.mktemp("models") / "tiny-llama"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<s>", "</s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=WORDS, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(map("".join, sft.documentation()), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    fast.save_pretrained(path)
-    torch.manual_seed(0)
-    ends = {"bos_token_id": 0, "eos_token_id": 1}
-    LlamaForCausalLM(LlamaConfig(**SIZES, **ends, num_key_value_heads=2)).save_pretrained(path)
-    return path
+    return save_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 @pytest.fixture
 def tokenizer(folder):
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder, pad_token="</s>")
 
 
 @pytest.fixture
@@ -69,7 +51,7 @@ def of(folder, tmp_path):
 
 
 def test_rows_of_pythons_library():
-    rows = sft.documentation()
+    rows = documentation()
     assert len(rows) > 300
     assert rows == sorted(rows)
     assert "whitespace" in dict(rows)["textwrap.dedent(text)\n"]
@@ -105,9 +87,13 @@ def test_the_best_epoch_has_the_lowest_perplexity():
     assert found["held_out"] == {"score": 40.0, "picked_epoch": 2}
 
 
+def encoded(rows, tokenizer, length):
+    return sft.encode([sft.Pair(*row) for row in rows], tokenizer, length)
+
+
 def test_labels(tokenizer):
     """Nothing of the prompt, all of the completion and the end; cut at the length."""
-    rows = sft.encode([("ab", "cd"), ("", "text"), ("a" * 50, "cd")], tokenizer, 8)
+    rows = encoded([("ab", "cd"), ("", "text"), ("a" * 50, "cd")], tokenizer, 8)
     told = len(tokenizer("ab", add_special_tokens=False).input_ids) + 1
     answer = [*tokenizer("cd", add_special_tokens=False).input_ids, 1]
     assert rows[0]["labels"] == [-100] * told + answer
@@ -117,10 +103,47 @@ def test_labels(tokenizer):
     assert len(rows) == 2  # a prompt that fills the length leaves nothing to learn
 
 
+TEMPLATE = "{% for m in messages %}{{ m.role }}<s>{{ m.content }}</s>{% endfor %}"
+TEMPLATE += "{% if add_generation_prompt %}assistant<s>{% endif %}"
+CHAT = [{"role": role, "content": role[::-1]} for role in ("user", "assistant")]
+
+
+def test_a_chat_is_what_its_template_writes(tokenizer):
+    """Nothing is added to it, and the answer alone is learnt."""
+    tokenizer.chat_template = TEMPLATE
+    (row,) = sft.encode(sft.pairs([("", {"messages": CHAT})], tokenizer), tokenizer, 99)
+    whole = tokenizer.apply_chat_template(CHAT)["input_ids"]
+    assert row["input_ids"] == whole
+    learnt = [label for label in row["labels"] if label != -100]
+    assert tokenizer.decode(learnt) == "tnatsissa</s>"
+    assert row["labels"][-len(learnt) :] == learnt
+    asked = sft.prompt_tokens("", {"messages": CHAT}, tokenizer)
+    assert asked == whole[: -len(learnt)]
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "message"),
+    [
+        (None, CHAT, "x:1: has messages, and the tokenizer has no chat template"),
+        (TEMPLATE, "hello", "x:1: messages must be a list of"),
+        (TEMPLATE, [], "x:1: messages must be a list of"),
+        (TEMPLATE, [{"role": "user"}], "x:1: messages must be a list of"),
+        (TEMPLATE, CHAT[:1], "the last of at least two messages must be the assistant's"),
+        (TEMPLATE, CHAT[1:], "the last of at least two messages must be the assistant's"),
+        ("{{ messages|length }}", CHAT, "no prompt can be told"),
+        ("{{ raise_exception('roles') }}", CHAT, "the chat template refuses the messages"),
+    ],
+)
+def test_odd_chats(template, messages, message, tokenizer):
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=message):
+        sft.pairs([("x:1", {"messages": messages})], tokenizer)
+
+
 def test_sums_are_the_models_own_loss(folder, tokenizer):
     """Of each row; padding has no part in them."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    rows = sft.encode([("ab", "cde"), ("", "some text")], tokenizer, 20)
+    rows = encoded([("ab", "cde"), ("", "some text")], tokenizer, 20)
     batch = sft.collator(tokenizer)([dict(row) for row in rows])
     with torch.no_grad():
         output = model(**batch)
@@ -135,37 +158,34 @@ def as_array(row):
     return {key: np.array(value) for key, value in row.items()}
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 ROWS = [{"prompt": f"{i} is", "completion": f" number {i}"} for i in range(20)]
 
 
 def test_files_of_ones_own(of, tmp_path):
     """Lines, or a folder of datasets with its splits; the same rows elsewhere are the same run."""
-    lines = write(tmp_path / "rows.jsonl", ROWS)
+    lines = write_jsonl(tmp_path / "rows.jsonl", ROWS)
     saved = tmp_path / "saved"
     DatasetDict(train=Dataset.from_list(ROWS), validation=Dataset.from_list(ROWS[:3])).save_to_disk(
         saved
     )
     one = of(f"task.train_file={lines}", task="sft")
-    assert [len(rows) for rows in sft.read_splits(one.task).values()] == [18, 2]
-    both = of(f"task.train_file={saved}", f"task.eval_file={saved}", task="sft")
-    assert [len(rows) for rows in sft.read_splits(both.task).values()] == [20, 3]
+    assert [len(rows) for rows in read_splits(one.task).values()] == [18, 2]
+    assert settled_task(one.task).name == "sft_rows"
+    both = of(f"task.train_file={saved}", task="sft")
+    assert [len(rows) for rows in read_splits(both.task).values()] == [20, 3]
     record = run(one)
-    moved = write(tmp_path / "elsewhere.jsonl", ROWS)
+    (tmp_path / "elsewhere").mkdir()
+    moved = write_jsonl(tmp_path / "elsewhere" / "rows.jsonl", ROWS)
     assert run(of(f"task.train_file={moved}", task="sft")).provenance == record.provenance
-    other = write(tmp_path / "rows.jsonl", ROWS[1:])
+    other = write_jsonl(tmp_path / "rows.jsonl", ROWS[1:])
     task = of(f"task.train_file={other}", task="sft").task
-    assert with_fingerprint(task).data_sha256 != record.config["task"]["data_sha256"]
+    assert settled_task(task).data_sha256 != record.config["task"]["data_sha256"]
 
 
 BAD = {
-    '{"prompt": "a"}': r"rows.jsonl:1: 'text' must be text; the row has prompt",
+    '{"prompt": "a"}': r"rows.jsonl:1: 'text' must be text; a row has prompt and",
     '{"text": "b"}\n{oops': r"rows.jsonl:2 is no JSON",
-    "[1]": r"rows.jsonl:1: a row is ",
+    "[1]": r"rows.jsonl:1: a row is an object",
     '{"text": ""}': r"rows.jsonl:1: 'text' is empty",
     '{"prompt": 3, "completion": "b"}': r"rows.jsonl:1: 'prompt' must be text",
     "": r"rows.jsonl has no rows",
@@ -178,8 +198,14 @@ BAD = {
 def test_odd_files(content, message, of, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
+    task = of(f"task.train_file={path}", task="sft").task
+
+    def load():
+        sft.pairs(read_rows(str(path)), None)
+        read_splits(task)
+
     with pytest.raises(UserError, match=message):
-        sft.read_splits(of(f"task.train_file={path}", task="sft").task)
+        load()
 
 
 def test_a_file_that_is_none(of, tmp_path):
@@ -190,12 +216,12 @@ def test_a_file_that_is_none(of, tmp_path):
         ("", "no folder"),
     ):
         with pytest.raises(UserError, match=message):
-            sft.read_splits(of(f"task.train_file={tmp_path / name}", task="sft").task)
+            read_splits(of(f"task.train_file={tmp_path / name}", task="sft").task)
 
 
 def test_prompts_that_leave_nothing_to_learn(tokenizer):
     with pytest.raises(UserError, match="max_length=4 cuts every completion off"):
-        sft.encode([("a long prompt", "b")], tokenizer, 4)
+        encoded([("a long prompt", "b")], tokenizer, 4)
 
 
 def test_an_encoder_is_refused(tmp_path):

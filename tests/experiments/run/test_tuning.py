@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from experiments.errors import UserError
 from experiments.run import measure, tuning
@@ -171,13 +172,26 @@ def test_target_that_is_no_layer(bert):
         bert("tuning.targets.bert=[query,kye]")
 
 
-def test_model_type_without_targets(bert, make_config):
+def test_a_type_without_targets_gets_all_linear_layers_in_its_blocks(bert, make_config):
     config = replace(make_config(*LORA).tuning, targets={"t5": ("q",)})
-    message = (
-        r"nothing for model_type 'bert'; .* tuning.targets.bert=\[...\] .* attention.self.query"
-    )
-    with pytest.raises(UserError, match=message):
-        tuning.tune(bert()[0], config)
+    model = bert()[0]
+    tuning.tune(model, config)
+    adapted = {name.split(".lora_A")[0] for name, _ in model.named_modules() if "lora_A" in name}
+    inside = {name for name, layer in bert()[0].named_modules() if isinstance(layer, nn.Linear)}
+    assert adapted == {name for name in inside if ".layer." in name}
+
+
+def test_conv1d_is_adapted(make_config):
+    """GPT-2's linear layers, which are none of torch's."""
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 32, "n_positions": 8}
+    model = GPT2LMHeadModel(GPT2Config(**sizes))
+    with pytest.warns(UserWarning, match="fan_in_fan_out"):  # peft sets it right
+        tuning.tune(model, make_config("tuning=lora", "tuning.rank=2").tuning)
+    trained = {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"c_attn", "c_proj", "c_fc"}
+    config = make_config("tuning=lora", "tuning.rank=17").tuning
+    with pytest.raises(UserError, match=r"tuning.rank=17 is above 16, the most .* has"):
+        tuning.tune(GPT2LMHeadModel(GPT2Config(**sizes)), config)
 
 
 def test_rank_above_the_width(bert):
