@@ -23,7 +23,6 @@ from experiments.config import TaskConfig
 from experiments.config.known import TEXT_TO_TEXT
 from experiments.config.roots import no_words
 from experiments.errors import UserError
-from experiments.run.order import OrderedTrainer
 
 
 def is_text_to_text(architecture: PreTrainedConfig | None) -> bool:
@@ -109,21 +108,6 @@ class TextToText:
         if self.numbers is None:
             return likelihoods
         return torch.tensor(self.numbers, device=mask.device)[likelihoods.argmax(1)][:, None]
-
-
-class TextTrainer(OrderedTrainer):
-    """A Trainer that evaluates by the likelihood of answers; ``text`` is set once it is made."""
-
-    text: TextToText
-
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Any, Any, Any]:
-        inputs = self._prepare_inputs(inputs)
-        answers = inputs.pop("answers")
-        loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
-        with self.accelerator.autocast():
-            return loss, self.text.predict(model, inputs), answers
 
 
 def _numbers(task: TaskConfig, step: float) -> list[float]:

@@ -27,10 +27,10 @@ from transformers import (
 from experiments.config import RunConfig
 from experiments.errors import UserError
 from experiments.run import protocol, sft
-from experiments.run.order import OrderedTrainer
 from experiments.run.ranks import gather
 from experiments.run.tasks import TaskData
-from experiments.run.text2text import TextTrainer, is_text_to_text, text_to_text
+from experiments.run.text2text import is_text_to_text, text_to_text
+from experiments.run.trainers import OrderedTrainer, TextTrainer
 from wtacrs.facts import IGNORED
 
 CURVE_STEPS = 10  # of a point

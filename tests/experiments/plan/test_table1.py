@@ -79,5 +79,5 @@ def test_no_gpu_is_said_and_nothing_is_started(command, monkeypatch):
     assert not command.calls
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     out = command("paper", "--run", "--tflops", "1")
-    assert "0 done, 4 completed, 0 failed, 0 lacking" in out
+    assert "0 done, 0 completed, 0 failed, 4 under way, 0 lacking" in out
     assert len(command.calls) == 4

@@ -1,4 +1,4 @@
-"""Batches of samples of about the same length, in an order that a resumed run repeats."""
+"""The Trainers of runs: their order by length, which a resumed run repeats; answers in words."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from experiments.run.ranks import agreed, world_size
+from experiments.run.text2text import TextToText
 
 
 class ByLength(LengthGroupedSampler):
@@ -50,6 +51,21 @@ class OrderedTrainer(Trainer):
         if isinstance(sampler, LengthGroupedSampler):
             return ByLength(sampler.batch_size * world_size(), lengths=sampler.lengths)
         return sampler
+
+
+class TextTrainer(OrderedTrainer):
+    """A Trainer that evaluates by the likelihood of answers; ``text`` is set once it is made."""
+
+    text: TextToText
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, Any, Any]:
+        inputs = self._prepare_inputs(inputs)
+        answers = inputs.pop("answers")
+        loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
+        with self.accelerator.autocast():
+            return loss, self.text.predict(model, inputs), answers
 
 
 def order_of(loader: Any) -> ByLength | None:
