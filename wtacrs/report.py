@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
+from wtacrs.integrations.fake import experts_on_fakes
 from wtacrs.measure.step import StepMemory, measure_step
 from wtacrs.measure.watch import pattern
 from wtacrs.sampling.sampler import Sampler
@@ -80,7 +81,7 @@ def fake_step(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with FakeCopyMode(mode):
         copied = copy.deepcopy(model)
-    with mode, torch.random.fork_rng():
+    with mode, experts_on_fakes(), torch.random.fork_rng():
         fakes = {
             name: mode.from_tensor(value) if isinstance(value, Tensor) else value
             for name, value in batch.items()

@@ -27,6 +27,7 @@ from experiments.run.models import new_model
 from experiments.run.text2text import is_text_to_text
 from experiments.run.tuning import tune
 from wtacrs import Sampler
+from wtacrs.integrations.fake import experts_on_fakes
 from wtacrs.measure.step import StepMemory, measure_step
 
 
@@ -93,7 +94,8 @@ class Rehearsal:
 
     @contextmanager
     def _modes(self) -> Iterator[None]:
-        with self._fake, cuda_kernels() if self.config.device == "cuda" else nullcontext():
+        kernels = cuda_kernels() if self.config.device == "cuda" else nullcontext()
+        with self._fake, experts_on_fakes(), kernels:
             yield
 
     def _batch(self, b: int) -> dict[str, Tensor]:
@@ -136,6 +138,11 @@ def _adamw_with_state(model: nn.Module) -> torch.optim.AdamW:
     return optimizer
 
 
+def _grouped(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> int:
+    """Of (s, i) rows with the (e, i, o) weights of their experts, or of (i, s) with (s, o)."""
+    return 2 * a.numel() * b.shape[-1]
+
+
 aten = torch.ops.aten
 FORMULAS = {
     **flop_registry,  # which lacks the CPU's fused attention
@@ -145,7 +152,14 @@ FORMULAS = {
     aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         aten._scaled_dot_product_flash_attention_backward
     ],
+    aten._grouped_mm: _grouped,
+    torch.ops.wtacrs.grouped_product: _grouped,
 }
+if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
+    FORMULAS[torch.ops.transformers.grouped_mm_fallback] = _grouped
+    FORMULAS[torch.ops.transformers.grouped_mm_fallback_backward] = lambda *args, **kwargs: (
+        2 * _grouped(*args)
+    )
 
 
 class Operations(TorchDispatchMode):

@@ -213,3 +213,12 @@ def test_evaluation_and_generation_are_bit_for_bit(name):
     assert handle.sampler.rows_seen == 0  # equal bits may be luck
     step(model.train(), given)
     assert handle.sampler.rows_seen > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_report_of_a_step(dtype):
+    """On fake tensors, on which torch's grouped product takes bfloat16 alone."""
+    model, given = zoo.make("mixtral").to(dtype), zoo.batch("mixtral")
+    text = str(sampled(model).report(given))
+    assert "sampled experts" in text
+    assert "peak bytes" in text
