@@ -90,7 +90,7 @@ class RunConfig:
     def _check_fit(self) -> None:
         """The model can read the task, and answer."""
         model, task = self.model, self.task
-        if model.source == "scratch" and task.source != "digits":
+        if model.source == "scratch" and task.source not in ("digits", "sft"):
             raise UserError(
                 f"task={task.name} is text, which model={model.name}, from scratch and without a "
                 "tokenizer, cannot read; choose a model with a tokenizer, or task=digits"

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    ByT5Tokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,10 +33,11 @@ from experiments.run.text2text import is_text_to_text
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
-    """The model's tokenizer; None for a model from scratch, whose tokens are data already."""
+    """The model's tokenizer. A language model from scratch reads bytes; of another the tokens are
+    data already, and there is None."""
     _be_quiet()
     if config.source == "scratch":
-        return None
+        return ByT5Tokenizer(extra_ids=0) if config.head == "language_model" else None
     tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, config)
     if tokenizer.pad_token is None:  # of a decoder; what pads is masked
         tokenizer.pad_token = tokenizer.eos_token
@@ -74,10 +76,10 @@ def load_model(config: ModelConfig, num_labels: int, regression: bool) -> PreTra
     problem = "regression" if regression else "single_label_classification"
     head = {"num_labels": num_labels, "problem_type": problem}
     architecture = load_architecture(config)
-    if config.source == "scratch":
-        return _new(config, architecture, head)
     if config.head == "language_model":
         _check_decodes(config, architecture)
+    if config.source == "scratch":
+        return _new(config, architecture, head)
     loader, settings = _loader(architecture, head, config.head)
 
     def load() -> PreTrainedModel:
@@ -128,10 +130,6 @@ def new_model(config: ModelConfig) -> PreTrainedModel:
         architecture = _sizes(config)
     else:
         architecture = _of_hub(config)
-    if config.head == "language_model":
-        architecture.use_cache = False
-        causal = AutoModelForCausalLM.from_config
-        return _made(config, lambda: causal(architecture, dtype=torch.float32))
     return _new(config, architecture, {"num_labels": 2})
 
 
@@ -211,7 +209,7 @@ def _loader(
 def _new(
     config: ModelConfig, architecture: PreTrainedConfig, head: dict[str, Any]
 ) -> PreTrainedModel:
-    loader, settings = _loader(architecture, head)
+    loader, settings = _loader(architecture, head, config.head)
     for name, value in settings.items():
         setattr(architecture, name, value)
     return _made(config, lambda: loader.from_config(architecture, dtype=torch.float32))
