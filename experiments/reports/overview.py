@@ -58,7 +58,7 @@ def of_figure8() -> list[str]:
 
 
 def _published(name: str) -> Callable[[], None]:
-    return lambda: PUBLISHED[name](RESULTS, RESULTS, ROOT / "README.md")
+    return lambda: PUBLISHED[name](RESULTS, RESULTS, ROOT)
 
 
 PARTS = (

@@ -1,8 +1,8 @@
-"""Every table, figure and README block of this repository, from its records, by one command.
+"""Every table, figure and generated block of a page, from the records, by one command.
 
     python -m experiments.reports.published            # all; or name some: ablation table2
 
-Reads ``results/`` and writes ``results/tables``, ``results/figures`` and the blocks of README.md.
+Reads ``results/`` and writes ``results/tables``, ``results/figures`` and the blocks of ``PAGES``.
 The same records give the same bytes (but for PNG), which ``wtacrs audit`` checks.
 """
 
@@ -16,52 +16,62 @@ from pathlib import Path
 from experiments.config import ROOT
 from experiments.errors import UserError
 from experiments.reports import decoders, figure8, figures, table2, tables
+from experiments.reports import why as picture
 
-Build = Callable[[Path, Path, Path], None]  # results, where tables/ and figures/ go, the document
+README, RESULTS = "README.md", "docs/results.md"
+PAGES = (README, RESULTS)  # which hold generated blocks
+
+# results, where tables/ and figures/ go, the root below which PAGES lie
+Build = Callable[[Path, Path, Path], None]
 
 
-def ablation(results: Path, output: Path, document: Path) -> None:
-    """The table and figure of scores against budget; the rows of CoLA are shown in README."""
+def why(results: Path, output: Path, root: Path) -> None:
+    """The picture of README, and the table of the scores in it."""
+    picture.write(results, output, root / README)
+
+
+def ablation(results: Path, output: Path, root: Path) -> None:
+    """The table and figure of scores against budget; the rows of CoLA on a page."""
     text = tables.write_tables(results / "ablation", output / "tables" / "ablation")
-    tables.splice_task(document, results / "ablation", text, "cola", "ablation")
+    tables.splice_task(root / RESULTS, results / "ablation", text, "cola", "ablation")
     figures.draw("ablation", results / "ablation", output)
 
 
-def centred(results: Path, output: Path, document: Path) -> None:
+def centred(results: Path, output: Path, root: Path) -> None:
     """The same of centred estimators."""
     tables.write_tables(results / "centred", output / "tables" / "centred")
     figures.draw("ablation", results / "centred", output)
 
 
-def variance(results: Path, output: Path, document: Path) -> None:
+def variance(results: Path, output: Path, root: Path) -> None:
     """The figures and tables of the error of dW."""
     figures.draw("variance", results / "variance", output)
 
 
-def memory_table(results: Path, output: Path, document: Path) -> None:
-    """Table 2, here and in README, and the figure of what the peak is made."""
+def memory_table(results: Path, output: Path, root: Path) -> None:
+    """Table 2, on a page too, and the figure of what the peak is made."""
     paper = results / "paper" / "table2.csv"
-    table2.write(results / "plan", paper, output / "tables" / "table2", document)
+    table2.write(results / "plan", paper, output / "tables" / "table2", root / RESULTS)
     figures.draw("memory", results / "plan", output)
 
 
-def decoder_table(results: Path, output: Path, document: Path) -> None:
+def decoder_table(results: Path, output: Path, root: Path) -> None:
     """A step of decoders of today, here and in README."""
-    decoders.write(results / "plan", output / "tables" / "decoders", document)
+    decoders.write(results / "plan", output / "tables" / "decoders", root / README)
 
 
-def batches(results: Path, output: Path, document: Path) -> None:
+def batches(results: Path, output: Path, root: Path) -> None:
     """The figure of the largest batches."""
     figures.draw("batches", results / "plan", output)
 
 
-def table1(results: Path, output: Path, document: Path) -> None:
+def table1(results: Path, output: Path, root: Path) -> None:
     """Table 1 at the scale of two cores, once there is a run of it."""
     if any((results / "table1").glob("*.json")):
         tables.write_tables(results / "table1", output / "tables" / "table1")
 
 
-def throughput(results: Path, output: Path, document: Path) -> None:
+def throughput(results: Path, output: Path, root: Path) -> None:
     """Figure 8 and its table, once a model of it is measured."""
     if any((results / "bench").glob("figure8-*.json")):
         paper = results / "paper" / "figure8_throughput.csv"
@@ -71,7 +81,7 @@ def throughput(results: Path, output: Path, document: Path) -> None:
 PUBLISHED: dict[str, Build] = {
     **{"ablation": ablation, "centred": centred, "variance": variance},
     **{"table1": table1, "table2": memory_table, "batches": batches, "figure8": throughput},
-    "decoders": decoder_table,
+    **{"decoders": decoder_table, "why": why},
 }
 
 
@@ -86,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = ROOT / "results"
     try:
         for name in options.names or PUBLISHED:
-            PUBLISHED[name](results, results, ROOT / "README.md")
+            PUBLISHED[name](results, results, ROOT)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

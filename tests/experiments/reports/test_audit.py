@@ -1,4 +1,4 @@
-"""Tables, figures and README are what the records give, and the audit sees when they are not."""
+"""Tables, figures and pages are what the records give, and the audit sees when they are not."""
 
 import shutil
 
@@ -7,6 +7,7 @@ import pytest
 from experiments.config import ROOT
 from experiments.reports import audit
 from experiments.reports.audit import rebuilt
+from experiments.reports.published import PAGES, RESULTS
 
 
 @pytest.fixture
@@ -15,7 +16,9 @@ def copied(tmp_path):
     root = tmp_path / "published"
     root.mkdir()
     shutil.copytree(ROOT / "results", root / "results")
-    shutil.copy(ROOT / "README.md", root)
+    (root / "docs").mkdir()
+    for page in PAGES:
+        shutil.copy(ROOT / page, root / page)
     return root
 
 
@@ -32,13 +35,13 @@ def test_each_difference_has_its_line(copied, monkeypatch):
         change.write_bytes(change.read_bytes().replace(b"3", b"4", 1))
     (results / "tables" / "ablation.tex").unlink()
     (results / "tables" / "ablation.txt").touch()
-    document = copied / "README.md"
+    document = copied / RESULTS
     document.write_text(document.read_text().replace("| cola ", "| rte  ", 1))
     shutil.rmtree(results / "centred")
     failures = [*rebuilt(copied)]
     assert failures[0].startswith("centred cannot be built: ")
     assert failures[1:] == [
-        "README.md: its tables are not those that the records give",
+        "docs/results.md: its tables are not those that the records give",
         "results/figures/ablation.svg: not what the records give",
         "results/tables/ablation.md: not what the records give",
         "results/tables/ablation.tex: missing, and the records give it",

@@ -1,0 +1,80 @@
+"""The picture of README: what is left out, what is not, and that a loss looks like one."""
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.colors import to_hex
+
+from experiments.config import ROOT
+from experiments.errors import UserError
+from experiments.records.planned import FULL, read_planned
+from experiments.records.record import record_path, write_record
+from experiments.records.store import write_json
+from experiments.reports import why
+from experiments.reports.runs import aggregate, load_runs
+
+RESULTS = ROOT / "results"
+
+
+@pytest.fixture
+def three_folders(make_record, tmp_path):
+    """Runs of three seeds of full and wtacrs, which is worse; two of crs, which is not shown."""
+    for folder in why.SHOWN:
+        for seed in range(3):
+            place = (f"seed={seed}", f"results_dir={tmp_path / folder}")
+            for overrides, best in (
+                (("estimator=full", "budget=1.0"), 0.9 + seed / 1000),
+                (("budget=0.1",), 0.5 + seed / 900),
+                *([] if seed else [(("budget=0.3",), 0.8)]),
+            ):
+                record = make_record(*overrides, *place, best=best)
+                path = tmp_path / folder / record_path(record.config).name
+                write_record(record, path)
+    return tmp_path
+
+
+def test_less_than_three_seeds_are_left_out(three_folders):
+    runs = why.shown_runs(three_folders)
+    ablation = runs[runs["folder"] == "ablation"]
+    assert sorted(ablation["budget"].unique()) == [0.1, 1.0]
+    assert len(ablation) == 6
+    assert set(runs[runs["folder"] == "centred"]["estimator"]) == {"full"}
+
+
+def test_a_loss_is_shown_as_one(three_folders):
+    rows = aggregate(load_runs(three_folders / "ablation"))
+    rows = rows[rows["n"] == 3].assign(folder="ablation")
+    text = why.table(rows).set_index("estimator")
+    assert text["against full"]["wtacrs@0.1"] == "worse"
+    assert text["make"]["wtacrs@0.1"] == "ablation"
+    _, axis = plt.subplots()
+    why._scores(axis, rows[rows["estimator"] != "full"])
+    assert [to_hex(line.get_color()).upper() for line in axis.lines[:1]] == [why.WORSE]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        "digits digits_tiny\nwtacrs@0.1 linear, n = 3"
+    ]
+    plt.close("all")
+
+
+def test_all_that_is_planned_of_full_tuning_is_shown_but_one_budget():
+    """The rival that comes nearest, too."""
+    planned = read_planned(RESULTS / "plan", "decoders")[f"{why.MODEL}, {why.SIZE}"]
+    assert {*planned} - {*why.PLANNED} == {"leanest@0.1"}
+    assert {FULL, "checkpoint", "checkpoint, our loss"} < {*why.PLANNED}
+
+
+def test_times_are_those_of_the_records():
+    _, axis = plt.subplots()
+    times = why.read_times(RESULTS / "bench")
+    why._times(axis, times)
+    drawn = {float(line.get_xdata()[0]) for line in axis.lines if len(line.get_xdata()) == 1}
+    expected = {times[m][row]["median"] for m in times for row in why.ROWS if row in times[m]}
+    assert drawn == expected
+    plt.close("all")
+
+
+def test_no_times_no_picture(tmp_path):
+    with pytest.raises(UserError, match="make bench"):
+        why.read_times(tmp_path)
+    write_json({}, tmp_path / "memory_bert_base.json")
+    with pytest.raises(UserError, match="make bench"):
+        why.read_times(tmp_path)
