@@ -28,7 +28,7 @@ MODEL, SIZE = "Llama-3.2-1B", "8 × 1,024"
 PLANNED: dict[str, tuple[str, str, tuple[int, int]]] = {
     FULL: ("#000000", "o", (6, 4)),
     "checkpoint": ("#CC79A7", "o", (-4, 7)),
-    "checkpoint, our loss": ("#CC79A7", "D", (-70, -13)),
+    "checkpoint, our loss": ("#CC79A7", "D", (-48, 8)),
     "lean@0.3": ("#0072B2", "o", (7, 2)),
     "leanest@0.3": ("#009E73", "o", (-26, 7)),
     "LoRA": ("#000000", "s", (6, 4)),
@@ -83,7 +83,7 @@ def read_times(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 def figure(planned: dict[str, Any], times: dict[str, Any], rows: pd.DataFrame) -> Any:
     """Three panels: what is planned of one model, times, and differences of scores."""
     drawn, axes = plt.subplots(
-        1, 3, figsize=(14, 4.2), layout="constrained", width_ratios=(1.25, 0.8, 1)
+        1, 3, figsize=(11.6, 4.6), layout="constrained", width_ratios=(1.35, 0.85, 0.9)
     )
     _memory(axes[0], planned)
     _times(axes[1], times)
@@ -105,7 +105,7 @@ def _memory(axis: Axes, methods: dict[str, Any]) -> None:
     axis.set_ylim(0, None)
     axis.set_xlabel("operations of a step / full's")
     axis.set_ylabel("peak, GiB")
-    axis.set_title(f"planned: {MODEL}, {SIZE} tokens, bf16", fontsize=10)
+    axis.set_title(f"planned: {MODEL}, {SIZE}, bf16", fontsize=10)
 
 
 def _times(axis: Axes, times: dict[str, Any]) -> None:
@@ -118,11 +118,11 @@ def _times(axis: Axes, times: dict[str, Any]) -> None:
             place = y + 0.24 * (at - 0.5)
             axis.errorbar(one["median"], place, xerr=spread, fmt="o", color=colour, label=label)
     axis.axvline(1, color="black", lw=0.8, ls=":")
-    axis.set_yticks(range(len(ROWS)), [row.replace(", wtacrs", "") for row in ROWS])
+    axis.set_yticks(range(len(ROWS)), [row.replace(", wtacrs", "") for row in ROWS], fontsize=9)
     axis.set_ylim(len(ROWS) - 0.5, -0.5)
-    axis.set_xlabel("time of a step / full's, median, p10 to p90")
-    axis.set_title("measured: two CPU cores, float32", fontsize=10)
-    axis.legend(loc="lower left", fontsize=8)
+    axis.set_xlabel("time of a step / full's\nmedian, p10 to p90")
+    axis.set_title("measured: two CPU cores", fontsize=10)
+    axis.legend(loc="lower left", fontsize=8, handletextpad=0.1, borderaxespad=0)
 
 
 def _scores(axis: Axes, rows: pd.DataFrame) -> None:
@@ -132,12 +132,12 @@ def _scores(axis: Axes, rows: pd.DataFrame) -> None:
         colour = WORSE if row["against_full"] == "worse" else BEST
         axis.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", color=colour)
         method = f"{row['estimator']}@{row['budget']:g} {row['memory']}"
-        names.append(f"{row['task']} {row['model']}\n{method}, n = {row['n']}")
+        names.append(f"{row['task']} {row['model']}, n = {row['n']}\n{method}")
     axis.axvline(0, color="black", lw=0.8, ls=":")
     axis.set_yticks(range(len(names)), names, fontsize=7)
     axis.invert_yaxis()
-    axis.set_xlabel("score × 100 − full's, paired, 95 %")
-    axis.set_title("measured: accuracy (orange: worse)", fontsize=10)
+    axis.set_xlabel("score × 100 − full's\npaired by seed, 95 %")
+    axis.set_title("measured: scores; orange: worse", fontsize=10)
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -50,7 +50,7 @@ def test_a_loss_is_shown_as_one(three_folders):
     why._scores(axis, rows[rows["estimator"] != "full"])
     assert [to_hex(line.get_color()).upper() for line in axis.lines[:1]] == [why.WORSE]
     assert [label.get_text() for label in axis.get_yticklabels()] == [
-        "digits digits_tiny\nwtacrs@0.1 linear, n = 3"
+        "digits digits_tiny, n = 3\nwtacrs@0.1 linear"
     ]
     plt.close("all")
 
