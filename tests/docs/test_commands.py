@@ -189,3 +189,13 @@ def test_sweep_status_and_table_run(tmp_path):
     for name, shown in (("status", "3 completed"), ("table", "wtacrs@0.3"), ("ls", "models")):
         words = of_readme("wtacrs", name)
         assert shown in run(["-m", "experiments.cli", *words[1:]], tmp_path)
+
+
+def test_all_that_there_is_to_choose_is_on_the_page():
+    page = (ROOT / "docs" / "experiments.md").read_text()
+    for group in ("model", "task", "tuning", "memory", "estimator"):
+        (row,) = re.findall(rf"^\| `{group}` \| (.*) \|$", page, re.MULTILINE)
+        names = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+        assert names <= {*re.findall(r"`([a-z0-9_]+)`", row)}, group
+    for name in cli.COMMANDS:
+        assert f"`{name}`" in page
