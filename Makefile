@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.installed
-DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/demo/runs
+DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/demo/runs seed=0,1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench table figure-variance ablation centred exact deep-narrow table2 \
@@ -29,11 +29,14 @@ $(STAMP): requirements.lock pyproject.toml | .venv/bin/pip
 	$(PY) -m pip install --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(STAMP) ## train a small model offline with four estimators and print the table (minutes)
-	$(DEMO_RUN) estimator=full
-	$(DEMO_RUN) estimator=crs,wtacrs budget=0.3
-	$(DEMO_RUN) estimator=deterministic,wtacrs budget=0.1
-	HF_HUB_OFFLINE=1 $(PY) -m experiments.reports.tables outputs/demo/runs --output outputs/demo/table
+demo: $(STAMP) ## train a small Llama offline by five methods: a table and a picture (minutes)
+	$(DEMO_RUN) estimator=full memory=plain,checkpoint
+	$(DEMO_RUN) estimator=wtacrs,pps,deterministic budget=0.1 memory=leanest
+	$(PY) -m experiments.reports.tables outputs/demo/runs --output outputs/demo/table
+	$(PY) -m experiments.reports.figures tradeoff outputs/demo/runs --output outputs/demo --name demo
+	@echo "Next: python run.py task=csv task.train_file=FILE model.path=FOLDER memory=leanest budget=0.3"
+	@echo "      python run.py mode=plan model=llama_1b memory=leanest batch_size=8 max_length=1024"
+	@echo "      wtacrs ls"
 
 table: $(STAMP) ## the table of your own runs in outputs/runs
 	$(PY) -m experiments.reports.tables outputs/runs

@@ -26,6 +26,8 @@ NEEDED = {
     "task=digits": ("model=digits_tiny",),
     "measure=variance": ("estimator=pps",),
     "task=sft": ("task.train_file=rows.jsonl",),
+    "task=csv": ("task.train_file=rows.csv",),
+    "model=llama_tiny": ("task=docstrings",),
 }
 SMALLER = {"experiment=variance": ("measure.probe_steps=[1]", "measure.budgets=[0.3]")}
 

@@ -2,6 +2,7 @@
 
 variance: the four figures and the two tables of experiment=variance, from its records.
 ablation: score against budget per method, from the records of runs; named after their folder.
+tradeoff: score and time against peak memory per method, from the records of runs of one task.
 memory, batches: of what the peak is made, and the largest batches, from plans in results/plan.
 
 Nothing is measured or planned. Files go to outputs/figures and outputs/tables, or below --output.
@@ -34,7 +35,8 @@ from experiments.reports.drawing import (
     save,
 )
 from experiments.reports.memory_figures import batch_figure, memory_figure
-from experiments.reports.runs import aggregate, load_runs
+from experiments.reports.runs import GROUP, aggregate, load_runs
+from experiments.reports.tradeoff import tradeoff_figure
 from experiments.reports.variance_data import (
     RUN,
     SOURCES,
@@ -185,6 +187,19 @@ def ablation(folder: Path, output: Path, name: str) -> None:
     save(ablation_figure(done), output / "figures" / name)
 
 
+def tradeoff(folder: Path, output: Path, name: str) -> None:
+    """The figure of what each method costs and gives."""
+    table = aggregate(load_runs(folder))
+    done = table[(table["n"] > 0) & table["peak_bytes"].notna() & table["speed_ratio"].notna()]
+    if done.empty:
+        raise UserError(
+            f"{folder} holds no completed run beside a full one, whose memory and time are measured"
+        )
+    if len(done[GROUP].drop_duplicates()) > 1:
+        raise UserError(f"{folder} holds several tasks, models or settings; give runs of one")
+    save(tradeoff_figure(done), output / "figures" / name)
+
+
 def memory(folder: Path, output: Path, name: str) -> None:
     """The figure of the parts of the peak."""
     save(memory_figure(read_planned(folder, "table2")), output / "figures" / "memory_breakdown")
@@ -195,7 +210,10 @@ def batches(folder: Path, output: Path, name: str) -> None:
     save(batch_figure(read_planned(folder, "batches")), output / "figures" / "memory_batch")
 
 
-KINDS = {"variance": variance, "ablation": ablation, "memory": memory, "batches": batches}
+KINDS = {
+    **{"variance": variance, "ablation": ablation, "tradeoff": tradeoff},
+    **{"memory": memory, "batches": batches},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a default; each process has another
 DOCUMENTED = [
     "argparse",
     "ast",
@@ -48,6 +50,7 @@ def documentation() -> list[tuple[str, str]]:
             for key, function in inspect.getmembers(owner, inspect.isfunction):
                 text = inspect.getdoc(function)
                 if text and not key.startswith("_") and function.__module__ == module.__name__:
-                    full = f"{name}.{function.__qualname__}{inspect.signature(function)}"
+                    signature = ADDRESS.sub("", str(inspect.signature(function)))
+                    full = f"{name}.{function.__qualname__}{signature}"
                     rows[full] = f"{text}\n"
     return [(f"{signature}\n", text) for signature, text in sorted(rows.items())]
