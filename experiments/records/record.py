@@ -57,8 +57,11 @@ class RunRecord:
     attribution: dict[str, Any] | None = None
 
 
-def config_hash(config: dict[str, Any], without: tuple[str, ...] = ()) -> str:
-    """Eight hex digits over the resolved config, paths and display left out."""
+def config_hash(
+    config: dict[str, Any], without: tuple[str, ...] = (), only: tuple[str, ...] | None = None
+) -> str:
+    """Eight hex digits over the resolved config, or some of its sections; paths and display left
+    out."""
     kept = {key: dict(v) if isinstance(v, dict) else v for key, v in config.items()}
     for section, keys in NOT_HASHED.items():
         target = kept if section == "" else kept.get(section, {})
@@ -73,13 +76,20 @@ def config_hash(config: dict[str, Any], without: tuple[str, ...] = ()) -> str:
             kept.pop(section, None)
     for key in without:
         kept.pop(key, None)
-    _as_before(kept, by_mode="mode" in config)
+    training = config.get("training", {})
+    _as_before(kept, "mode" in config, bool(training) and "checkpoint_minutes" not in training)
+    if only is not None:
+        kept = {key: kept[key] for key in only if key in kept}
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _as_before(kept: dict[str, Any], by_mode: bool) -> None:
-    """Write what has another name or another place now as the first records had it, in place."""
+def _as_before(kept: dict[str, Any], by_mode: bool, before_loss: bool) -> None:
+    """Write what has another name or another place now as the first records had it, in place.
+
+    Args:
+        before_loss: whether it is a run's of before the presets had the kind "loss".
+    """
     training = kept.get("training", {})
     if by_mode and "precision" in training:
         # Records without a mode come from when a run's bf16 was autocast; theirs is that hash.
@@ -89,7 +99,7 @@ def _as_before(kept: dict[str, Any], by_mode: bool) -> None:
     if "lossless" in memory:
         # The presets have kinds more since; the models of those records have none of these.
         kinds, first = tuple(memory["lossless"]), FIRST_KINDS if by_mode else PLANNED_KINDS
-        if kinds == LOSSLESS:
+        if kinds == LOSSLESS or (before_loss and kinds == PLANNED_KINDS):
             memory["lossless"] = [*first]
         elif kinds == LOSSLESS[: len(kinds)] and len(kinds) >= len(first):
             memory["lossless"] = [*kinds, "alone"]

@@ -51,11 +51,6 @@ def _row(record: RunRecord, protocol: str) -> dict[str, Any]:
     preset = config.get("memory", {}).get("name", "linear")
     if not sampled and preset == "linear":
         preset = "plain"
-    method: dict[str, Any] = {
-        name: config[name] for name in ("estimator", "memory") if name in config
-    }
-    if not sampled:
-        method.pop("estimator")
     return {
         "task": config["task"]["name"],
         "model": config["model"]["name"],
@@ -66,7 +61,7 @@ def _row(record: RunRecord, protocol: str) -> dict[str, Any]:
         "budget": config["budget"],
         "grad_norms": config["estimator"].get("grad_norms") if sampled else None,
         "memory": preset,
-        "method": config_hash(method),
+        "method": config_hash(config, only=("estimator", "memory") if sampled else ("memory",)),
         "seed": config["seed"],
         "metric": metrics.get("main", MISSING) if done else _metric(config),
         "status": record.status,

@@ -28,9 +28,9 @@ MODEL, SIZE = "Llama-3.2-1B", "8 × 1,024"
 PLANNED: dict[str, tuple[str, str, tuple[int, int]]] = {
     FULL: ("#000000", "o", (6, 4)),
     "checkpoint": ("#CC79A7", "o", (-4, 7)),
-    "checkpoint, our loss": ("#CC79A7", "D", (-48, 8)),
+    "checkpoint, our loss": ("#CC79A7", "D", (-48, -14)),
     "lean@0.3": ("#0072B2", "o", (7, 2)),
-    "leanest@0.3": ("#009E73", "o", (-26, 7)),
+    "leanest@0.3": ("#009E73", "o", (-26, 8)),
     "LoRA": ("#000000", "s", (6, 4)),
     "LoRA+checkpoint": ("#CC79A7", "s", (7, -3)),
     "LoRA+checkpoint, our loss": ("#CC79A7", "D", (9, 0)),

@@ -1,5 +1,6 @@
 """Records: written whole or not at all, valid JSON whatever a run did, one file a run."""
 
+import copy
 import json
 import os
 import re
@@ -75,6 +76,19 @@ def test_texts_of_a_task_are_part_of_a_text_to_text_run_alone(hash_of):
     other = 'task.text_to_text.input="{0} {1}?"'
     assert hash_of("task=rte", "model=minilm") == hash_of("task=rte", "model=minilm", other)
     assert hash_of("task=rte", "model=t5_small") != hash_of("task=rte", "model=t5_small", other)
+
+
+def test_presets_are_what_they_were_before_the_loss_was_among_their_kinds(make_config):
+    """Records from then, which have no clock of checkpoints, keep their name
+    and stand in the row of their method."""
+    now = as_record(make_config("memory=leanest"))
+    before = copy.deepcopy(now)
+    before["memory"]["lossless"].remove("loss")
+    chosen = copy.deepcopy(before)  # by a user of today
+    del before["training"]["checkpoint_minutes"]
+    for part in (None, ("memory",)):
+        assert config_hash(before, only=part) == config_hash(now, only=part)
+        assert config_hash(chosen, only=part) != config_hash(now, only=part)
 
 
 def test_what_is_not_there_is_not_hashed():
