@@ -9,17 +9,14 @@ from __future__ import annotations
 import sys
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.config.command import command
 from experiments.config.compose import register, typed
 from experiments.config.places import CONF
 from experiments.config.roots import RunConfig
+from experiments.config.sweep import Failures, tell_failure
 from experiments.errors import UserError
-
-ENDS: list[str | None] = []  # of each run of this process: None, or what it was and why it failed
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -29,13 +26,9 @@ def run_one(node: DictConfig) -> None:
         from experiments.run.runner import run  # not before: it loads torch
 
         run(config)
-        ENDS.append(None)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        this = HydraConfig.get()
-        ENDS.append(f"{' '.join(this.overrides.task)}: {str(error).splitlines()[0]}")
-        if this.mode == RunMode.MULTIRUN and "Basic" not in this.launcher._target_:
-            raise  # in a process of its own, from which nothing else comes back
+        tell_failure(error)
     except KeyboardInterrupt:
         print("interrupted; the same command runs it again", file=sys.stderr)
         sys.exit(130)
@@ -60,9 +53,9 @@ def main() -> int:
     try:
         run_one()
     finally:
-        failed = [end for end in ENDS if end is not None]
-        if failed and len(ENDS) > 1:
-            print(f"{len(failed)} of {len(ENDS)} failed", *failed, sep="\n  ", file=sys.stderr)
+        failed, runs = Failures.told, Failures.runs
+        if failed and runs > 1:
+            print(f"{len(failed)} of {runs} failed", *failed, sep="\n  ", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -18,6 +18,8 @@ from experiments.config.places import CONF
 from experiments.config.rules import nearest, wrong
 from experiments.errors import UserError
 
+OF_RUNS = ("experiment", "launcher")  # groups that are no part of a run's config
+
 
 def check_arguments(
     root: type, texts: Sequence[str], *, sweeps: bool, folders: Sequence[Path] = ()
@@ -83,7 +85,7 @@ def _checked(root: type, one: Override, sweeps: bool, folders: Sequence[Path]) -
         raise UserError(f"{text}: a group has one place, so leave '@{one.package}' out")
     if one.is_sweep_override() and not sweeps:
         raise UserError(f"{text} is a sweep; add -m, or quote a value that holds a comma")
-    known = key in hints_of(root) or (key == "experiment" and "task" in hints_of(root))
+    known = key in hints_of(root) or (key in OF_RUNS and "task" in hints_of(root))
     if known and (found := choices(key, folders)):
         _check_choice(one, text, found)
         return text

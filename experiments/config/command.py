@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.config.arguments import check_arguments
 from experiments.config.roots import RunConfig
 from experiments.config.rules import check_choice
+from experiments.config.sweep import check_launcher
 from experiments.errors import UserError
 
 MODES = ("train", "measure", "plan")
@@ -55,5 +56,6 @@ def command(arguments: Sequence[str]) -> tuple[str, list[str]]:
         if any(text.startswith("measure=") for text in texts):
             raise UserError("mode=measure is measure=memory; leave the other out")
         texts += ["mode=measure", "measure=memory"]
+    check_launcher(texts)
     sweeps = any(option in ("-m", "--multirun") for option in options)
     return mode, [*options, *check_arguments(RunConfig, texts, sweeps=sweeps, folders=folders)]

@@ -1,0 +1,71 @@
+"""Sweeps whose runs are processes of their own: joblib's, and submitit's as on Slurm."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from experiments.config import ROOT
+from experiments.config.command import command
+from experiments.errors import UserError
+
+TINY = ["task=digits", "model=digits_tiny", "training.max_steps=1", "task.max_train_rows=16"]
+TINY += ["measure.memory=false", "training.batch_size=8", "training.device=cpu"]
+
+
+def start(tmp_path, *overrides):
+    hydra = f"hydra.sweep.dir={tempfile.mkdtemp(dir=tmp_path)}"
+    return subprocess.Popen(
+        [sys.executable, "run.py", "-m", *TINY, *overrides, f"results_dir={tmp_path}/runs", hydra],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def records(tmp_path):
+    return [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit"])
+def test_twelve_cells_and_two_that_fail(launcher, tmp_path):
+    """What fails stops no other, is said at the end, and by the exit status."""
+    seeds = ",".join(map(str, range(6)))
+    sweep = (f"launcher={launcher}", f"seed={seeds}", "estimator=full,wtacrs")
+    process = start(tmp_path, *sweep)
+    _, err = process.communicate(timeout=280)
+    assert (process.returncode, len(records(tmp_path))) == (0, 12), err
+    assert {record["status"] for record in records(tmp_path)} == {"completed"}
+    process = start(tmp_path, f"launcher={launcher}", "seed=0,1", "training.learning_rate=-1,1e-3")
+    _, err = process.communicate(timeout=280)
+    assert process.returncode == 1
+    assert "2 of 4 failed" in err
+    assert err.count("training.learning_rate=-1") >= 2
+
+
+@pytest.mark.slow
+def test_a_sweep_started_twice_does_each_cell_once(tmp_path):
+    both = [start(tmp_path, "launcher=joblib", "seed=0,1,2,3") for _ in range(2)]
+    told = [process.communicate(timeout=280) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert len(records(tmp_path)) == 4
+    output = "".join(out for out, _ in told)
+    assert output.count("training loss") == 4
+    assert output.count("skipped, ") == 4
+
+
+def test_a_launcher_whose_package_is_missing(monkeypatch):
+    monkeypatch.setattr("experiments.config.sweep.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"launcher=slurm needs a package: .*'wtacrs\[slurm\]'"):
+        command(["-m", "launcher=slurm", "seed=0,1"])
+
+
+def test_a_launcher_that_there_is_not():
+    with pytest.raises(UserError, match="launcher is one of joblib, local, slurm, submitit"):
+        command(["launcher=jobs"])
