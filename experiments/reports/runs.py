@@ -69,8 +69,8 @@ def read_run(path: Path, protocol: str = "paper") -> tuple[RunRecord, dict[str, 
         row = {"record": path.stem, **_row(record, protocol)}
         _check_types(row)
     except (AttributeError, KeyError, TypeError) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise RecordError(f"{path} is not the record of a run ({told}); it is left alone") from error
+        told = f"{path} is not the record of a run ({type(error).__name__}: {error})"
+        raise RecordError(f"{told}; it is left alone") from error
     return record, row
 
 

@@ -1,7 +1,8 @@
 """Records of runs -> one static page: wtacrs report outputs/runs.
 
 Plots of memory, time and score, tables to sort, filter and copy, curves of the loss, where each
-cell comes from, and what failed. The page is one file that needs no network and no server.
+cell comes from, and what failed. The page is one file that needs no network and no server. Of a
+single record (a file that ends in .json) the short table is printed instead.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.records.record import RunRecord
 from experiments.reports.page.folder import Folder
-from experiments.reports.page.plots import known
+from experiments.reports.page.plots import known, markers
 from experiments.reports.runs import SETTING
 
 SHOWN_FIRST = 6  # before anything is chosen
@@ -14,7 +14,8 @@ SHOWN_FIRST = 6  # before anything is chosen
 
 def curves(folder: Folder) -> list[dict[str, Any]]:
     """The losses of each run that has some: in training, and after each epoch on the validation."""
-    found = []
+    marker, found = markers(folder), []
+    told = [name for name in ("task", "model", "tuning") if folder.runs[name].nunique() > 1]
     for row in folder.runs.to_dict("records"):
         record = folder.records[row["record"]]
         training, evaluation = losses(record)
@@ -23,7 +24,8 @@ def curves(folder: Folder) -> list[dict[str, Any]]:
         found.append(
             {
                 "name": row["record"],
-                "label": _label(row),
+                "label": " · ".join([*(row[name] for name in told), _method(row)]),
+                **marker[row["estimator"], row["memory"]],
                 "setting": [str(row[key]) for key in SETTING],
                 "training": training,
                 "evaluation": evaluation,
@@ -38,11 +40,10 @@ def curves(folder: Folder) -> list[dict[str, Any]]:
     return found
 
 
-def _label(row: dict[Any, Any]) -> str:
+def _method(row: dict[Any, Any]) -> str:
     budget = "" if row["estimator"] == "full" else f"@{row['budget']:g}"
     memory = "" if row["memory"] in ("linear", "plain") else f", {row['memory']}"
-    method = f"{row['estimator']}{budget}{memory}, seed {row['seed']}"
-    return f"{row['task']} · {row['model']} · {row['tuning']} · {method}"
+    return f"{row['estimator']}{budget}{memory}, seed {row['seed']}"
 
 
 def losses(record: RunRecord) -> tuple[list[list[float]], list[list[float]]]:

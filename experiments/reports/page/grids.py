@@ -13,7 +13,7 @@ from experiments.reports.tables import SCORES
 from experiments.words import MISSING
 
 NUMERIC = {  # a shown column -> the number it shows
-    **{score: "score" for score in SCORES.values()},
+    **dict.fromkeys(SCORES.values(), "score"),
     **{"score at last epoch": "last", "n": "n", "score − full [95 %]": "difference"},
     **{"peak MiB": "peak_bytes", "full / peak": "peak_bytes_full_ratio"},
     **{"saved MiB": "saved_bytes", "full / saved": "saved_bytes_full_ratio"},
@@ -70,7 +70,8 @@ def scores(folder: Folder) -> Grid:
     for cells, (row, records) in zip(folder.text.to_dict("records"), behind, strict=True):
         method = rows.setdefault(tuple(cells[name] for name in heads), _Method())
         task = f"{cells['task']}, {cells['metric']}"
-        method.cells |= {name: cells[name] for name in heads} | {task: cells[SCORES[folder.protocol]]}
+        method.cells |= {name: cells[name] for name in heads}
+        method.cells[task] = cells[SCORES[folder.protocol]]
         if cells.get("paper", MISSING) != MISSING:
             method.cells[f"{task}, paper"] = cells["paper"]
         if known(row["score"]) is not None:
@@ -124,7 +125,8 @@ def _grid(
         "latex": (before + HEAD_ENDS, after.lstrip("\n")),
         "csv": (_csv(copied.iloc[:0], header=True), ""),
     }
-    shown = [column for column in text if column not in common]
+    others = [column for column in text if column not in {"estimator", *common}]
+    shown = ["estimator", *others]  # it stays in sight while the others are scrolled
     return Grid(name, title, shown, common, lines, frame)
 
 

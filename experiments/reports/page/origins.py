@@ -21,14 +21,14 @@ def origin(name: str, record: RunRecord) -> dict[str, str]:
     of, config = record.provenance, record.config
     packages = of.get("packages")
     versions = packages if isinstance(packages, dict) else {}
-    dirty = {True: ", with changes of no commit", False: ""}.get(of.get("git_dirty"), ", unchecked")
+    dirty = {True: ", with changes of no commit", False: "", None: ", not checked for changes"}
     seconds = of.get("seconds")
     device = " · ".join(dict.fromkeys(str(of.get(key)) for key in ("device_name", "cpu")))
     return {
         "name": name,
         "status": record.status.replace("_", " "),
         "seed": str(config["seed"]),
-        "commit": f"{of.get('git_commit') or 'unknown'}{dirty}",
+        "commit": f"{of.get('git_commit') or 'unknown'}{dirty.get(of.get('git_dirty'), '')}",
         "device": f"{device}, {of.get('threads')} threads",
         "versions": ", ".join(
             [f"python {of.get('python')}", *(f"{key} {value}" for key, value in versions.items())]

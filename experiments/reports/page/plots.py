@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pandas as pd
-
 from experiments.reports.drawing import looks
 from experiments.reports.page.folder import Folder
 from experiments.reports.page.origins import origin
@@ -32,9 +30,7 @@ def groups(folder: Folder) -> list[dict[str, Any]]:
     table = folder.table.assign(place=range(len(folder.table)))
     several = table.groupby(["task", "model", "tuning", "metric"])["settings"].nunique()
     ambiguous = bool((several > 1).any())
-    presets = ["linear", *sorted({*table["memory"]} - {"linear", "plain"})]
-    variant = {name: VARIANTS[at % len(VARIANTS)] for at, name in enumerate(presets)}
-    look = looks(table["estimator"])
+    marker = markers(folder)
     found = []
     for key, rows in table.groupby(GROUP, sort=False):
         task, model, tuning, settings, metric = key
@@ -43,8 +39,7 @@ def groups(folder: Folder) -> list[dict[str, Any]]:
             {
                 "estimator": estimator,
                 "memory": memory,
-                "color": look[estimator]["color"],
-                "symbol": SYMBOLS[look[estimator]["marker"]] + variant.get(memory, ""),
+                **marker[estimator, memory],
                 "points": [_mean(folder, row) for row in part.to_dict("records")],
                 "runs": [run for place in part["place"] for run in _runs(folder, place, metric)],
             }
@@ -62,6 +57,21 @@ def groups(folder: Folder) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def markers(folder: Folder) -> dict[tuple[str, str], dict[str, str]]:
+    """Estimator and memory preset -> colour and symbol; a preset but the usual opens the symbol."""
+    look = looks(folder.table["estimator"])
+    presets = ["linear", *sorted({*folder.table["memory"]} - {"linear", "plain"})]
+    variant = {name: VARIANTS[at % len(VARIANTS)] for at, name in enumerate(presets)}
+    pairs = zip(folder.table["estimator"], folder.table["memory"], strict=True)
+    return {
+        (estimator, memory): {
+            "color": look[estimator]["color"],
+            "symbol": SYMBOLS[look[estimator]["marker"]] + variant.get(memory, ""),
+        }
+        for estimator, memory in pairs
+    }
 
 
 def _axis(metric: str) -> str:

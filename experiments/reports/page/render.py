@@ -27,18 +27,22 @@ def render(folder: Folder) -> str:
         }
         for table in tables
     }
-    return _environment().get_template("page.html").render(
-        folder=folder,
-        score=SCORES[folder.protocol],
-        tables=tables,
-        content={**drawn, "copies": copies},
-        origins={name: origin(name, record) for name, record in folder.records.items()},
-        failures={
-            name: failure(record)
-            for name, record in folder.records.items()
-            if record.status != "completed"
-        },
-        plotly=Markup(get_plotlyjs()),
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            folder=folder,
+            score=SCORES[folder.protocol],
+            tables=tables,
+            content={**drawn, "copies": copies},
+            origins={name: origin(name, record) for name, record in folder.records.items()},
+            failures={
+                name: failure(record)
+                for name, record in folder.records.items()
+                if record.status != "completed"
+            },
+            plotly=Markup(get_plotlyjs()),
+        )
     )
 
 

@@ -5,9 +5,8 @@ const content = JSON.parse(document.getElementById("content").textContent);
 const NARROW = 760; // pixels: plots stand one below the other
 const TITLES = { memory: "peak memory, MiB", speed: "samples/s" };
 const PLANES = [["memory", "score"], ["speed", "score"], ["memory", "speed"]];
-const COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
-const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "star", "cross"];
+const BESIDE = ["top center", "bottom center", "middle right", "middle left"]; // of a marker, its budget
 const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
 
 // Plotly reads some tags in the texts of a plot; a record's names are none.
@@ -71,7 +70,7 @@ function planeTraces(group, at) {
         mode: "markers+text",
         showlegend: at === 0,
         text: one.points.map((point) => point.label),
-        textposition: "top center",
+        textposition: BESIDE[place % BESIDE.length],
         textfont: { size: 11 },
         marker: { ...marker, size: 13, line: { width: one.symbol.includes("open") ? 2.5 : 1, color: edge } },
       },
@@ -109,18 +108,20 @@ function drawLosses() {
   if (!target) return;
   const chosen = [...document.querySelectorAll("#choices input:checked")].map((box) => content.curves[box.value]);
   const traces = chosen.flatMap((curve, at) => {
-    const look = { color: COLOURS[at % COLOURS.length], dash: DASHES[at % DASHES.length] };
+    const line = { color: inked(curve.color), dash: DASHES[at % DASHES.length], width: 2 };
     const named = { name: plain(curve.label), legendgroup: curve.name, hoverinfo: "text", type: "scatter" };
     const points = (pairs, what) => ({
       x: pairs.map((pair) => pair[0]),
       y: pairs.map((pair) => pair[1]),
-      hovertext: pairs.map((pair) => plain(`${curve.name}`) + `<br>step ${pair[0]}, ${what} ${pair[1].toPrecision(4)}`),
+      hovertext: pairs.map((pair) => `${plain(curve.name)}<br>step ${pair[0]}, ${what} ${pair[1].toPrecision(4)}`),
     });
-    const marker = { symbol: SYMBOLS[at % SYMBOLS.length], size: 9, line: { width: 1, color: colour("text") } };
-    const thin = { ...look, width: curve.training.length ? 0 : 1.5 };
+    const edge = { width: 1, color: curve.symbol.includes("open") ? line.color : colour("text") };
+    const marker = { symbol: curve.symbol, color: line.color, size: 9, line: edge };
+    const mode = curve.training.length ? "markers" : "lines+markers"; // one line a run
     return [
-      { ...named, ...points(curve.training, "training"), mode: "lines", line: { ...look, width: 2 }, showlegend: false },
-      { ...named, ...points(curve.evaluation, "validation"), mode: thin.width ? "lines+markers" : "markers", line: thin, marker: { ...marker, color: look.color } },
+      { ...named, x: [null], y: [null], mode: "lines+markers", line, marker }, // for the legend
+      { ...named, ...points(curve.training, "training"), mode: "lines", line, showlegend: false },
+      { ...named, ...points(curve.evaluation, "validation"), mode, line, marker, showlegend: false },
     ];
   });
   const narrow = target.clientWidth < NARROW;
