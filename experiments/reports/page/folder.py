@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.errors import UserError
-from experiments.records.record import RecordError, RunRecord
+from experiments.records.record import STATUSES, RecordError, RunRecord
 from experiments.reports.runs import SETTING, aggregate, no_record, read_run, sorted_frame
 from experiments.reports.tables import display, note
 from experiments.words import MISSING
@@ -55,7 +55,7 @@ class Folder:
     def counts(self) -> list[tuple[str, int]]:
         """How many runs ended how, in words."""
         counted = Counter(record.status for record in self.records.values())
-        return [(status.replace("_", " "), count) for status, count in counted.most_common()]
+        return [(name.replace("_", " "), counted[name]) for name in STATUSES if counted[name]]
 
 
 def read_folder(path: Path, protocol: str = "paper") -> Folder:
@@ -75,7 +75,8 @@ def read_folder(path: Path, protocol: str = "paper") -> Folder:
             foreign[file.name] = str(error)
     if not rows and foreign:
         raise UserError(
-            f"{path} holds {len(foreign)} files of JSON and no record of a run; "
+            f"{path} holds {len(foreign)} file{'s' * (len(foreign) > 1)} of JSON and no record "
+            f"of a run; "
             f"the first: {next(iter(foreign.values()))}"
         )
     if not rows:

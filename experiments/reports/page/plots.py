@@ -90,14 +90,20 @@ def _mean(folder: Folder, row: dict[Any, Any]) -> Point:
 def _runs(folder: Folder, place: int, metric: str) -> list[Point]:
     """The single runs of a setting, and what a record says of itself."""
     behind = folder.runs[folder.runs["record"].isin(folder.members[place])]
+    words = {"score": metric, "memory": "peak MiB", "speed": "samples/s"}
     found = []
     for row in behind[behind["status"] == "completed"].to_dict("records"):
         name, measures = row["record"], _measures(row, metric)
         told = origin(name, folder.records[name])
-        figures = [f"{word}: {value:.5g}" for word, value in measures.items() if value is not None]
+        method = f"{folder.text.iloc[place]['estimator']}, {row['memory']}"
+        figures = [
+            f"{word}: {measures[key]:.5g}"
+            for key, word in words.items()
+            if measures[key] is not None
+        ]
         told["commit"] = told["commit"].replace(str(row["commit"]), str(row["commit"])[:8])
         kept = [f"{key}: {told[key]}" for key in ("seed", "commit", "device", "started", "took")]
-        found.append({"told": [name, *figures, *kept], **measures})
+        found.append({"told": [name, method, *figures, *kept], **measures})
     return found
 
 

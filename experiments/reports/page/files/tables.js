@@ -29,11 +29,17 @@ function onSort(event) {
   sortRows(table, head.cellIndex, descending);
 }
 
+// What a row says, but for where it comes from.
+function said(row) {
+  const cells = row.cells ? [...row.cells].filter((cell) => !cell.querySelector("details")) : [row];
+  return cells.map((cell) => cell.textContent).join(" ").toLowerCase();
+}
+
 // A row stays if it holds every word that is asked for.
 function onFilter(event) {
   const words = event.target.value.toLowerCase().split(/\s+/);
   document.querySelectorAll(event.target.dataset.filters).forEach((row) => {
-    const text = row.textContent.toLowerCase();
+    const text = said(row);
     row.hidden = !words.every((word) => text.includes(word));
   });
   document.querySelectorAll("#tables article").forEach((article) => {
