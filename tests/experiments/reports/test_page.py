@@ -153,7 +153,7 @@ def test_failures_and_foreign_files_are_told(make_record, add_run, folder, capsy
     assert command.main([str(folder), "--output", str(folder / "p.html")]) == 0
     assert capsys.readouterr().out.startswith(f"{folder / 'p.html'} (")
     page = page_of(folder)
-    assert "1 completed, 1 failed, 1 interrupted, 1 unreadable" in page
+    assert "1 completed, 1 failed, 1 interrupted, 1 unreadable." in " ".join(page.split())
     assert "KeyError: &lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in page
     assert "notes.json: not a record of a run" in page
 
@@ -161,7 +161,7 @@ def test_failures_and_foreign_files_are_told(make_record, add_run, folder, capsy
 def test_a_folder_in_which_all_failed(add_run, folder):
     add_run(status="failed")
     page = page_of(folder)
-    assert "1 failed. Scores" in page
+    assert "1 failed. Scores" in " ".join(page.split())
     assert data_of(page)["groups"][0]["fronts"] == [[], [], []]
 
 

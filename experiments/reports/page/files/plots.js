@@ -4,9 +4,14 @@
 const content = JSON.parse(document.getElementById("content").textContent);
 const NARROW = 760; // pixels: plots stand one below the other
 const TITLES = { memory: "peak memory, MiB", speed: "samples/s" };
-const PLANES = [["memory", "score"], ["speed", "score"], ["memory", "speed"]];
+const PLANES = [
+  ["memory", "score"],
+  ["speed", "score"],
+  ["memory", "speed"],
+];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
-const BESIDE = ["top center", "bottom center", "middle right", "middle left"]; // of a marker, its budget
+// Where the budget stands beside a marker, by method.
+const BESIDE = ["top center", "bottom center", "middle right", "middle left"];
 const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
 
 // Plotly reads some tags in the texts of a plot; a record's names are none.
@@ -35,7 +40,12 @@ function layout(height, more) {
     paper_bgcolor: colour("ground"),
     plot_bgcolor: colour("ground"),
     font: { family: "system-ui, sans-serif", size: 13, color: colour("text") },
-    hoverlabel: { align: "left", bgcolor: colour("raised"), bordercolor: colour("quiet"), font: { size: 12, color: colour("text") } },
+    hoverlabel: {
+      align: "left",
+      bgcolor: colour("raised"),
+      bordercolor: colour("quiet"),
+      font: { size: 12, color: colour("text") },
+    },
     hovermode: "closest",
     dragmode: false,
     ...more,
@@ -63,7 +73,14 @@ function planeTraces(group, at) {
     const marker = { symbol: one.symbol, color: inked(one.color) };
     const edge = one.symbol.includes("open") ? inked(one.color) : colour("text");
     return [
-      { ...shared, ...points(one.runs), mode: "markers", showlegend: false, opacity: 0.55, marker: { ...marker, size: 6 } },
+      {
+        ...shared,
+        ...points(one.runs),
+        mode: "markers",
+        showlegend: false,
+        opacity: 0.55,
+        marker: { ...marker, size: 6 },
+      },
       {
         ...shared,
         ...points(one.points),
@@ -72,7 +89,11 @@ function planeTraces(group, at) {
         text: one.points.map((point) => point.label),
         textposition: BESIDE[place % BESIDE.length],
         textfont: { size: 11 },
-        marker: { ...marker, size: 13, line: { width: one.symbol.includes("open") ? 2.5 : 1, color: edge } },
+        marker: {
+          ...marker,
+          size: 13,
+          line: { width: one.symbol.includes("open") ? 2.5 : 1, color: edge },
+        },
       },
     ];
   });
@@ -80,7 +101,10 @@ function planeTraces(group, at) {
   const line = { color: colour("quiet"), dash: "dot", width: 1.5 };
   const joined = { x: front.map((point) => point[0]), y: front.map((point) => point[1]) };
   const named = { name: "unbeaten in both", legendgroup: "front", showlegend: at === 0 };
-  return [{ ...axes, ...joined, ...named, mode: "lines", line, hoverinfo: "skip", type: "scatter" }, ...traces];
+  return [
+    { ...axes, ...joined, ...named, mode: "lines", line, hoverinfo: "skip", type: "scatter" },
+    ...traces,
+  ];
 }
 
 function drawCosts() {
@@ -91,13 +115,34 @@ function drawCosts() {
   const axes = {};
   PLANES.forEach(([across, up], at) => {
     const end = at ? String(at + 1) : "";
-    const third = [[0, 0.27], [0.365, 0.635], [0.73, 1]][at];
-    const stacked = [[0.74, 1], [0.37, 0.63], [0, 0.26]][at];
-    axes[`xaxis${end}`] = axis(titles[across], { domain: narrow ? [0, 1] : third, anchor: `y${end}`, nticks: 6 });
-    axes[`yaxis${end}`] = axis(titles[up], { domain: narrow ? stacked : [0, 1], anchor: `x${end}` });
+    const third = [
+      [0, 0.27],
+      [0.365, 0.635],
+      [0.73, 1],
+    ][at];
+    const stacked = [
+      [0.74, 1],
+      [0.37, 0.63],
+      [0, 0.26],
+    ][at];
+    axes[`xaxis${end}`] = axis(titles[across], {
+      domain: narrow ? [0, 1] : third,
+      anchor: `y${end}`,
+      nticks: 6,
+    });
+    axes[`yaxis${end}`] = axis(titles[up], {
+      domain: narrow ? stacked : [0, 1],
+      anchor: `x${end}`,
+    });
   });
   const rows = group.series.length + 1;
-  const legend = { orientation: "h", x: 0, xanchor: "left", yanchor: "top", y: narrow ? -0.08 : -0.2 };
+  const legend = {
+    orientation: "h",
+    x: 0,
+    xanchor: "left",
+    yanchor: "top",
+    y: narrow ? -0.08 : -0.2,
+  };
   const height = narrow ? 1000 + 12 * rows : 460;
   const traces = PLANES.flatMap((_, at) => planeTraces(group, at));
   Plotly.react(target, traces, layout(height, { ...axes, legend }), CONFIG);
@@ -106,14 +151,23 @@ function drawCosts() {
 function drawLosses() {
   const target = document.getElementById("losses-plot");
   if (!target) return;
-  const chosen = [...document.querySelectorAll("#choices input:checked")].map((box) => content.curves[box.value]);
+  const chosen = [...document.querySelectorAll("#choices input:checked")].map(
+    (box) => content.curves[box.value],
+  );
   const traces = chosen.flatMap((curve, at) => {
     const line = { color: inked(curve.color), dash: DASHES[at % DASHES.length], width: 2 };
-    const named = { name: plain(curve.label), legendgroup: curve.name, hoverinfo: "text", type: "scatter" };
+    const named = {
+      name: plain(curve.label),
+      legendgroup: curve.name,
+      hoverinfo: "text",
+      type: "scatter",
+    };
     const points = (pairs, what) => ({
       x: pairs.map((pair) => pair[0]),
       y: pairs.map((pair) => pair[1]),
-      hovertext: pairs.map((pair) => `${plain(curve.name)}<br>step ${pair[0]}, ${what} ${pair[1].toPrecision(4)}`),
+      hovertext: pairs.map(
+        (pair) => `${plain(curve.name)}<br>step ${pair[0]}, ${what} ${pair[1].toPrecision(4)}`,
+      ),
     });
     const edge = { width: 1, color: curve.symbol.includes("open") ? line.color : colour("text") };
     const marker = { symbol: curve.symbol, color: line.color, size: 9, line: edge };
@@ -121,7 +175,14 @@ function drawLosses() {
     return [
       { ...named, x: [null], y: [null], mode: "lines+markers", line, marker }, // for the legend
       { ...named, ...points(curve.training, "training"), mode: "lines", line, showlegend: false },
-      { ...named, ...points(curve.evaluation, "validation"), mode, line, marker, showlegend: false },
+      {
+        ...named,
+        ...points(curve.evaluation, "validation"),
+        mode,
+        line,
+        marker,
+        showlegend: false,
+      },
     ];
   });
   const narrow = target.clientWidth < NARROW;
@@ -139,7 +200,9 @@ function drawAll() {
 document.getElementById("group").addEventListener("change", drawCosts);
 document.getElementById("choices")?.addEventListener("change", drawLosses);
 document.getElementById("none")?.addEventListener("click", () => {
-  document.querySelectorAll("#choices input").forEach((box) => { box.checked = false; });
+  document.querySelectorAll("#choices input").forEach((box) => {
+    box.checked = false;
+  });
   drawLosses();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);

@@ -15,7 +15,8 @@ function sortRows(table, column, descending) {
 }
 
 function sortKey(cell) {
-  if (cell.dataset.number !== undefined) return cell.dataset.number === "" ? null : Number(cell.dataset.number);
+  if (cell.dataset.number !== undefined)
+    return cell.dataset.number === "" ? null : Number(cell.dataset.number);
   const text = cell.textContent.trim();
   return text === "–" ? null : text;
 }
@@ -32,7 +33,10 @@ function onSort(event) {
 // What a row says, but for where it comes from.
 function said(row) {
   const cells = row.cells ? [...row.cells].filter((cell) => !cell.querySelector("details")) : [row];
-  return cells.map((cell) => cell.textContent).join(" ").toLowerCase();
+  return cells
+    .map((cell) => cell.textContent)
+    .join(" ")
+    .toLowerCase();
 }
 
 // A row stays if it holds every word that is asked for.
@@ -65,7 +69,8 @@ async function onCopy(event) {
     await navigator.clipboard.writeText(text);
     box.hidden = true;
     say(article, `copied ${shown.length} rows`);
-  } catch { // a browser that gives no clipboard to pages from the disk
+  } catch {
+    // a browser that gives no clipboard to pages from the disk
     box.hidden = false;
     box.value = text;
     box.select();
@@ -73,6 +78,12 @@ async function onCopy(event) {
   }
 }
 
-document.querySelectorAll("thead button").forEach((button) => button.addEventListener("click", onSort));
-document.querySelectorAll("[data-filters]").forEach((field) => field.addEventListener("input", onFilter));
-document.querySelectorAll("[data-copy]").forEach((button) => button.addEventListener("click", onCopy));
+document
+  .querySelectorAll("thead button")
+  .forEach((button) => button.addEventListener("click", onSort));
+document
+  .querySelectorAll("[data-filters]")
+  .forEach((field) => field.addEventListener("input", onFilter));
+document
+  .querySelectorAll("[data-copy]")
+  .forEach((button) => button.addEventListener("click", onCopy));
