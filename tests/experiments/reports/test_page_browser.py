@@ -260,7 +260,9 @@ def test_the_origin_of_a_row_unfolds(show):
     row = page.locator("#measures tbody tr").filter(has_text="wtacrs@0.3").first
     assert not row.locator("dl").first.is_visible()
     row.locator("summary").click()
-    told = row.locator("li").first.inner_text()
+    item = row.locator("li").first
+    assert 120 < item.bounding_box()["width"] < 180  # in sight beside the method's name
+    told = item.inner_text()
     assert "estimator=wtacrs" in told
     assert "torch 2." in told
     assert page.evaluate("document.documentElement.scrollWidth") == 360
