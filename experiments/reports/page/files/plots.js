@@ -11,7 +11,7 @@ const PLANES = [
 ];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 // Where the budget stands beside a marker, by method.
-const BESIDE = ["top center", "bottom center", "middle right", "middle left"];
+const BESIDE = ["top center", "bottom center", "middle right"];
 const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
 
 // Plotly reads some tags in the texts of a plot; a record's names are none.
