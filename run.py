@@ -50,6 +50,7 @@ def main() -> int:
         return plan(arguments)
     sys.argv[1:] = arguments
     register()
+    Failures.told, Failures.runs = [], 1
     try:
         run_one()
     finally:

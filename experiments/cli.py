@@ -29,14 +29,18 @@ def run(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """The short table of one record."""
+    """One page of a folder of records; of a single record, its short table."""
+    if len(arguments) == 1 and arguments[0].endswith(".json"):
+        return record_table(Path(arguments[0]))
+    return elsewhere("experiments.reports.page.__main__")(arguments)
+
+
+def record_table(path: Path) -> int:
+    """Print what a record holds."""
     from experiments.errors import UserError
     from experiments.records.record import read_record
     from experiments.run.summary import show
 
-    parser = argparse.ArgumentParser(prog="wtacrs report", description=report.__doc__)
-    parser.add_argument("record", type=Path)
-    path = parser.parse_args(arguments).record
     try:
         record = read_record(path)
     except UserError as error:
@@ -79,7 +83,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "plan": (elsewhere("experiments.plan.__main__"), "what a step takes, without data or GPU"),
     "predict": (elsewhere("experiments.run.predict"), "the answers of a trained model to a file"),
     "status": (elsewhere("experiments.reports.status"), "how far the sweep in a folder is"),
-    "report": (report, "the short table of one record"),
+    "report": (report, "a folder of runs -> one page; one record -> its short table"),
     "table": (elsewhere("experiments.reports.tables"), "records of runs -> a table"),
     "figure": (elsewhere("experiments.reports.figures"), "records -> a figure"),
     "audit": (elsewhere("experiments.reports.audit"), "check published records, tables, figures"),

@@ -12,7 +12,13 @@ from typing import Any
 import pandas as pd
 
 from experiments.errors import UserError
-from experiments.records.record import STATUSES, RunRecord, config_hash, read_record
+from experiments.records.record import (
+    STATUSES,
+    RecordError,
+    RunRecord,
+    config_hash,
+    read_record,
+)
 from experiments.reports.paired import paired_to_full
 from experiments.words import MISSING, method_name
 
@@ -22,6 +28,9 @@ NOT_DONE = tuple(status for status in STATUSES if status != "completed")
 # Runs that measured memory alone have no metric, and a baseline of their own.
 GROUP = ["task", "model", "tuning", "settings", "metric"]
 METHOD = ("estimator", "budget", "memory")
+SETTING = [*GROUP, "estimator", "budget", "grad_norms", "memory", "method"]  # all but the seed
+NUMBERS = ["score", "last", "peak_bytes", "saved_bytes", "samples_per_second"]
+_WORDS = ("task", "model", "tuning", "estimator", "memory", "metric")
 
 
 def load_runs(folder: Path, protocol: str = "paper") -> pd.DataFrame:
@@ -29,14 +38,53 @@ def load_runs(folder: Path, protocol: str = "paper") -> pd.DataFrame:
 
     Raises:
         UserError: the folder is missing or holds no record.
-        RecordError: a file in it is not a record.
+        RecordError: a file in it is not a record of a run.
     """
-    rows = [_row(read_record(path), protocol) for path in sorted(folder.glob("*.json"))]
+    rows = [read_run(path, protocol)[1] for path in sorted(folder.glob("*.json"))]
     if not rows:
-        raise UserError(
-            f"{folder} holds no record of a run; make some with python run.py results_dir={folder}"
-        )
+        raise no_record(folder)
+    return sorted_frame(rows)
+
+
+def no_record(folder: Path) -> UserError:
+    """What is said of a folder without records."""
+    return UserError(
+        f"{folder} holds no record of a run; make some with python run.py results_dir={folder}"
+    )
+
+
+def sorted_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rows that ``read_run`` gave, in the order of reports."""
     return pd.DataFrame(rows).sort_values([*GROUP, "order", "budget", "seed"])
+
+
+def read_run(path: Path, protocol: str = "paper") -> tuple[RunRecord, dict[str, Any]]:
+    """A record, and the row it gives.
+
+    Raises:
+        RecordError: it is not a record, or not one of a run.
+    """
+    record = read_record(path)
+    try:
+        row = {"record": path.stem, **_row(record, protocol)}
+        _check_types(row)
+    except (AttributeError, KeyError, TypeError) as error:
+        told = f"{path} is not the record of a run ({type(error).__name__}: {error})"
+        raise RecordError(f"{told}; it is left alone") from error
+    return record, row
+
+
+def _check_types(row: dict[str, Any]) -> None:
+    number, unknown = (int, float), type(None)
+    kinds: dict[str, Any] = {
+        **dict.fromkeys(_WORDS, str),
+        **dict.fromkeys(NUMBERS, (*number, unknown)),
+        **{"budget": number, "seed": int},
+        **dict.fromkeys(("grad_norms", "commit"), (str, unknown)),
+    }
+    for name, kind in kinds.items():
+        if not isinstance(row[name], kind):
+            raise TypeError(f"{name} is {row[name]!r}")
 
 
 def _row(record: RunRecord, protocol: str) -> dict[str, Any]:
@@ -88,9 +136,8 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     # A seed counts with its score, which old records lack under held_out; or with its memory alone.
     known = (runs["status"] == "completed") & (runs["score"].notna() | (runs["metric"] == MISSING))
     runs = runs.assign(done=runs["seed"].where(known), **counted)
-    numbers = ["score", "last", "peak_bytes", "saved_bytes", "samples_per_second"]
-    runs = runs.astype(dict.fromkeys(numbers, float))  # a column of nulls alone has no type
-    keys = [*GROUP, "estimator", "order", "budget", "grad_norms", "memory", "method"]
+    runs = runs.astype(dict.fromkeys(NUMBERS, float))  # a column of nulls alone has no type
+    keys = [*SETTING, "order"]
     table = (
         runs.groupby(keys, dropna=False)
         .agg(

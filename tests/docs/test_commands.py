@@ -21,7 +21,7 @@ from tests.docs.pages import commands
 COMMANDS = commands()
 PYTHON = ("python", ".venv/bin/python")
 FOREIGN = {"git": "clone", "cd": "wtacrs", "source": ".venv/bin/activate"}
-FOREIGN |= {"export": "GLUE_DIR=~/glue"}
+FOREIGN |= {"export": "GLUE_DIR=~/glue", "pip": "install"}
 LAUNCHERS = {"torchrun": [], "accelerate": ["launch"]}  # and the words before their options
 # What the reader of a page brings along; tests/docs/test_extend.py writes the files and runs them.
 MINE = ("--config-dir=mine", "model=small_bert", "task=reviews", "memory=quick")

@@ -71,7 +71,16 @@ def test_report_is_the_short_table_of_a_record(make_record, tmp_path, capsys):
     assert "c.json is not a valid record" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["plan", "status", "table", "figure", "audit"])
+def test_report_of_a_folder_is_a_page(make_record, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    write_record(make_record(), tmp_path / "runs" / "a.json")
+    assert cli.main(["report", "runs"]) == 0
+    assert capsys.readouterr().out.startswith("outputs/reports/runs.html (")
+    assert (tmp_path / "outputs/reports/runs.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "report", "table", "figure", "audit"])
 def test_commands_hand_over(command, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main([command, "--help"])

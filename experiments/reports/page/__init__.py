@@ -1,0 +1,1 @@
+"""One static page from a folder of records: python -m experiments.reports.page FOLDER."""
