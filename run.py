@@ -15,12 +15,13 @@ from experiments.config.command import command
 from experiments.config.compose import register, typed
 from experiments.config.places import CONF
 from experiments.config.roots import RunConfig
-from experiments.config.sweep import Failures, tell_failure
+from experiments.config.sweep import Sweep, begin, failures, tell_failure
 from experiments.errors import UserError
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def run_one(node: DictConfig) -> None:
+    begin()
     try:
         config = typed(RunConfig, node)
         from experiments.run.runner import run  # not before: it loads torch
@@ -50,11 +51,11 @@ def main() -> int:
         return plan(arguments)
     sys.argv[1:] = arguments
     register()
-    Failures.told, Failures.runs = [], 1
+    Sweep.folder, Sweep.told = None, []
     try:
         run_one()
     finally:
-        failed, runs = Failures.told, Failures.runs
+        failed, runs = failures()
         if failed and runs > 1:
             print(f"{len(failed)} of {runs} failed", *failed, sep="\n  ", file=sys.stderr)
     return 1 if failed else 0

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from wtacrs.autograd import is_kept
-from wtacrs.integrations.checkpointing import checkpoints
+from wtacrs.integrations.checkpointing import refuse_checkpoints
 from wtacrs.layers.products import Verdicts
 from wtacrs.passes import SecondPass, first_pass, part_of, picking_late, samplers_of
 from wtacrs.swap import OwnForward, in_blocks
@@ -48,7 +48,7 @@ class RecomputedForward(OwnForward):
         if not (module.training and torch.is_grad_enabled()):
             return plain(*args, **kwargs)
         if self._what == "block":
-            _refuse_checkpointing(module)
+            refuse_checkpoints(module, self._what)
         # As leaves: hooks see, and checkpoint asks for its generator, only what lies open.
         leaves, structure = tree_flatten((args, kwargs), is_leaf=_is_cache)
         leaves = [_without_cache(leaf) for leaf in leaves]
@@ -106,7 +106,7 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
     if what == "none":
         return []
     if what == "block":
-        _refuse_checkpointing(model)
+        refuse_checkpoints(model, what)
     if not (chosen := parts_of(model, what)):
         classes = ", ".join(sorted({type(m).__name__ for _, m in in_blocks(model)})) or "none"
         looked_for = "named ...Attention inside a block" if what == "attention" else "in a block"
@@ -130,14 +130,6 @@ def parts_of(model: nn.Module, what: str) -> dict[str, nn.Module]:
         if wanted and not any(name.startswith(f"{outer}.") for outer in chosen):
             chosen[name] = module
     return chosen
-
-
-def _refuse_checkpointing(model: nn.Module) -> None:
-    if checkpoints(model):
-        raise ValueError(
-            "the model has gradient checkpointing enabled already; leave recompute at none, or "
-            "disable it (Trainer: gradient_checkpointing=False)"
-        )
 
 
 def restore_forward_(model: nn.Module) -> None:

@@ -56,6 +56,6 @@ def command(arguments: Sequence[str]) -> tuple[str, list[str]]:
         if any(text.startswith("measure=") for text in texts):
             raise UserError("mode=measure is measure=memory; leave the other out")
         texts += ["mode=measure", "measure=memory"]
-    check_launcher(texts)
     sweeps = any(option in ("-m", "--multirun") for option in options)
+    check_launcher(texts, sweeps)
     return mode, [*options, *check_arguments(RunConfig, texts, sweeps=sweeps, folders=folders)]

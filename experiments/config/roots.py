@@ -76,14 +76,23 @@ class RunConfig:
     def saves_model(self) -> bool:
         """Whether the trained model is kept: if asked, else what is tuned on rows of one's own."""
         if self.training.save_model is None:
-            return self.task.source in OWN and self.tuning.name != "lst" and not self.measure.alone
+            can = self.tuning.name != "lst" and not self.measure.alone and not self._lacks_base
+            return self.task.source in OWN and can
         return self.training.save_model
+
+    @property
+    def _lacks_base(self) -> bool:
+        """Whether an adapter of it would have no base to be put on."""
+        return self.tuning.name == "lora" and self.model.source == "scratch"
 
     def _check_saving(self) -> None:
         """What is to be saved is there, and can be loaded again."""
         if self.saves_model and self.tuning.name == "lst":
             rule = "cannot be: no from_pretrained knows the ladder of tuning=lst; choose another"
             raise wrong("training.save_model", True, f"{rule} tuning, or false")
+        if self.saves_model and self._lacks_base:
+            rule = "cannot be: an adapter from scratch has no base; tuning=full, or false"
+            raise wrong("training.save_model", True, rule)
         if self.saves_model and self.measure.alone:
             raise wrong("training.save_model", True, "saves nothing: mode=measure does not train")
 

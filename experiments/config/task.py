@@ -32,9 +32,8 @@ class TaskConfig:
     # to be continued, and csv, with a label.
     source: str = "glue"
     data_dir: str | None = None  # a folder in the GLUE layout; null: the hub
-    train_file: str | None = (
-        left_out()
-    )  # of one's own: .csv .tsv .jsonl .json, or a datasets folder
+    # Of one's own: .csv .tsv .jsonl .json, or a folder of datasets.
+    train_file: str | None = left_out()
     eval_file: str | None = left_out()  # null: a tenth of the rows
     data_sha256: str | None = left_out()  # of its rows, which a run finds out
     max_length: int = 128  # tokens of a row, the rest is cut off

@@ -22,6 +22,7 @@ from typing import Any
 
 from experiments.config import RunConfig, as_record, compose
 from experiments.config.arguments import check_arguments, grid
+from experiments.config.known import PYTHON_LIBRARY
 from experiments.errors import UserError
 from experiments.records.claims import SUFFIX, is_alive, read_claim
 from experiments.records.record import config_hash, read_record
@@ -99,8 +100,12 @@ def missing(configs: list[Config], overrides: Sequence[str]) -> list[str]:
 
 def label_of(config: Config) -> str:
     """What a run is, in the words of its command line."""
-    groups = ("task", "model", "tuning", "estimator", "memory")
-    named = [f"{group}={config[group]['name']}" for group in groups if group in config]
+    groups = ("model", "tuning", "estimator", "memory")
+    task = config["task"]
+    named = [f"task={task['name']}"]
+    if task.get("train_file") not in (None, PYTHON_LIBRARY):  # it is named after its file
+        named = [f"task={task['source']}", f"task.train_file={task['train_file']}"]
+    named += [f"{group}={config[group]['name']}" for group in groups if group in config]
     return " ".join([*named, f"budget={config['budget']:g}"])
 
 

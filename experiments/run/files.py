@@ -21,6 +21,7 @@ from experiments.run.documentation import documentation
 from experiments.run.glue import TaskError
 
 Row = tuple[str, dict[str, Any]]  # its place and its content
+LARGEST_CELL = 2**30  # characters
 HELD_OUT = 10  # one row of so many is for evaluation, where nothing else is
 
 
@@ -112,6 +113,7 @@ def _object(where: str, row: Any) -> dict[str, Any]:
 def _table(path: Path) -> Iterator[Row]:
     separator = "\t" if path.suffix.lower() == ".tsv" else _separator(path)
     reader = csv.reader((line for _, line in _lines(path)), delimiter=separator, strict=True)
+    csv.field_size_limit(LARGEST_CELL)
     names: list[str] = []
     last = 0
     try:

@@ -81,7 +81,16 @@ def labels_in(
             if label not in numbers:
                 raise TaskError(f"{where}: {column}={label!r} is no number, as others there are")
         return None, (min(numbers.values()), max(numbers.values()))
+    same: dict[float, str] = {}
+    for label, number in numbers.items():
+        if (other := same.setdefault(number, label)) != label:
+            raise TaskError(
+                f"{found[label]}: {column}={label!r} is {other!r} of {found[other]}, written in "
+                "another way; write a label in one"
+            )
     for label, where in found.items():
+        if numbers and label.lower() == "nan":
+            raise TaskError(f"{where}: {column}={label!r} is no label; leave the row out")
         if re.fullmatch(r"[+-]?\d+,\d+", label):
             raise TaskError(f"{where}: {column}={label!r}: write numbers with a point, say 3.5")
     if len(found) < 2:

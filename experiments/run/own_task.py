@@ -44,4 +44,5 @@ def settled_task(task: TaskConfig) -> TaskConfig:
 def _name(file: str) -> str:
     """The last part of a path, as it can stand in the name of a file."""
     path = Path(file).expanduser().resolve()
-    return re.sub(r"[^\w]+", "_", path.stem if path.is_file() else path.name)
+    name = path.stem if path.is_file() else path.name
+    return re.sub(r"[^A-Za-z0-9]+", "_", name)[:40]  # of a record's name, which has its limits

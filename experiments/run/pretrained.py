@@ -16,7 +16,10 @@ from experiments.errors import UserError
 PARTS = {
     "config.json": ("config.json",),
     "weights": ("model*.safetensors", "pytorch_model*.bin"),
-    "a tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.bpe.model"),
+    "a tokenizer": (
+        *("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.bpe.model"),
+        "tokenizer_config.json",  # all that there is of one that reads bytes
+    ),
 }
 
 

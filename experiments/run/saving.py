@@ -62,9 +62,10 @@ def save_model(
                 model.save_pretrained(at)
             if tokenizer is not None:
                 tokenizer.save_pretrained(at)
-            write_json(as_record(config), at / RUN_FILE)
+            write_json(as_record(_from_anywhere(config)), at / RUN_FILE)
             for file in at.iterdir():
-                file.chmod(0o644)  # safetensors' 0600 would hide it from colleagues
+                if file.is_file():
+                    file.chmod(0o644)  # safetensors' 0600 would hide it from colleagues
             shutil.rmtree(folder, ignore_errors=True)
             at.rename(folder)
     except OSError as error:
@@ -120,6 +121,13 @@ def load_trained(folder: Path) -> tuple[RunConfig, PreTrainedModel, PreTrainedTo
             warnings.simplefilter("ignore", FutureWarning)
             model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     return config, model.eval(), tokenizer
+
+
+def _from_anywhere(config: RunConfig) -> RunConfig:
+    """The config with a path to the model that is one from any folder."""
+    if config.model.source in ("package", "scratch"):
+        return config
+    return replace(config, model=replace(config.model, path=base_path(config.model)))
 
 
 def _at(model: ModelConfig, folder: Path) -> ModelConfig:

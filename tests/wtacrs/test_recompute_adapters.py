@@ -122,3 +122,17 @@ def test_a_quantised_base_is_computed_as_it_computes():
     sampled(model, "block")
     assert names_in_vain(model) == {"lora_B.default"}
     assert_same_step(step(model), expected, 1e-4, 1e-5)
+
+
+def test_a_frozen_layer_that_computes_in_its_own_way_does_so_in_both_passes():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).requires_grad_(False)
+    block[0].requires_grad_(True)
+    block[2].forward = lambda x: 2 * nn.functional.linear(x, block[2].weight, block[2].bias)
+    model = nn.ModuleDict({"blocks": nn.ModuleList([block])})
+    model.forward = block.__call__
+    x = torch.randn(3, 4)
+    expected = block(x)
+    assert in_vain(block[2], {}) == []
+    recompute_(model, "block")
+    torch.testing.assert_close(block(x), expected)

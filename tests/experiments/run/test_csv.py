@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from experiments.errors import UserError
 from experiments.records.record import config_hash, record_path
 from experiments.run import predict
 from experiments.run.models import load_tokenizer
+from experiments.run.own_task import settled_task
 from experiments.run.runner import run, settle
 from experiments.run.saving import model_folder
 from experiments.run.tasks import load_task
@@ -121,6 +123,8 @@ def test_two_files(given, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (table("1", "1.0", "2"), "my.csv:3: label='1.0' is '1' of "),
+        (table("0", "2", "NaN"), "my.csv:4: label='NaN' is no label"),
         ("text,lable\na,x\nb,y\n", "my.csv:2: has no column 'label', but text, lable"),
         ("txt,label\na,x\nb,y\n", "my.csv:2: has no column 'text', but txt, label"),
         ("text,label\na,x\nb,\n", "my.csv:3: label holds no label ('')"),
@@ -199,3 +203,16 @@ def test_from_a_table_to_answers(model, given, tmp_path, capsys):
     assert predict.main([str(folder), str(file), "--output", str(tmp_path / "out.csv")]) == 0
     with (tmp_path / "out.csv").open() as lines:
         assert {row["prediction"] for row in csv.DictReader(lines)} <= {"good", "bad"}
+
+
+def test_the_name_of_a_file_is_that_of_the_task_as_far_as_names_go(given, tmp_path):
+    config = given(table("x", "y", "x"), name="my-new.data.csv")
+    assert config.task.name == "csv_my_new_data"
+    (tmp_path / "données à moi.csv").write_text(table("x", "y", "x"))
+    other = replace(config.task, name="csv", train_file=str(tmp_path / "données à moi.csv"))
+    assert settled_task(other).name == "csv_donn_es_moi"
+    assert given(table("x", "y", "x"), name=f"{'a' * 90}.csv").task.name == f"csv_{'a' * 40}"
+
+
+def test_a_long_cell(given):
+    assert loaded(given(table("x", "y", text="word " * 40_000 + "{}")))[1].max_tokens == 128

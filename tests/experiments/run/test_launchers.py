@@ -7,8 +7,9 @@ import sys
 import tempfile
 
 import pytest
+from omegaconf import OmegaConf
 
-from experiments.config import ROOT
+from experiments.config import ROOT, sweep
 from experiments.config.command import command
 from experiments.errors import UserError
 
@@ -37,8 +38,8 @@ def records(tmp_path):
 def test_twelve_cells_and_two_that_fail(launcher, tmp_path):
     """What fails stops no other, is said at the end, and by the exit status."""
     seeds = ",".join(map(str, range(6)))
-    sweep = (f"launcher={launcher}", f"seed={seeds}", "estimator=full,wtacrs")
-    process = start(tmp_path, *sweep)
+    cells = (f"launcher={launcher}", f"seed={seeds}", "estimator=full,wtacrs")
+    process = start(tmp_path, *cells)
     _, err = process.communicate(timeout=280)
     assert (process.returncode, len(records(tmp_path))) == (0, 12), err
     assert {record["status"] for record in records(tmp_path)} == {"completed"}
@@ -64,6 +65,28 @@ def test_a_launcher_whose_package_is_missing(monkeypatch):
     monkeypatch.setattr("experiments.config.sweep.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"launcher=slurm needs a package: .*'wtacrs\[slurm\]'"):
         command(["-m", "launcher=slurm", "seed=0,1"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["launcher=joblib", "seed=0"], "launcher=joblib is of a sweep; add -m"),
+        (["-m", "launcher=local,joblib"], "a sweep has one launcher"),
+    ],
+)
+def test_a_launcher_with_nothing_to_launch(arguments, message):
+    with pytest.raises(UserError, match=message):
+        command(arguments)
+
+
+def test_an_earlier_sweep_in_the_same_folder_says_nothing(tmp_path):
+    for name in (sweep.BEGUN, sweep.FAILED):
+        (tmp_path / name).write_text("of before\n")
+    sweep.Sweep().on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    try:
+        assert sweep.failures() == ([], 0)
+    finally:
+        sweep.Sweep.folder = None
 
 
 def test_a_launcher_that_there_is_not():

@@ -17,6 +17,7 @@ from transformers import (
 from experiments.config import RunConfig, as_record, compose
 from experiments.errors import UserError
 from experiments.records.record import config_hash, record_path
+from experiments.run.predict import main as predict
 from experiments.run.runner import RunError, run, settle
 from experiments.run.saving import RUN_FILE, load_trained, model_folder
 from tests.experiments.run.decoders import ROWS, save_llama, write_jsonl
@@ -139,6 +140,18 @@ def test_who_saves(sft, make_config):
         make_config("tuning=lst", "training.save_model=true")
     with pytest.raises(UserError, match="mode=measure does not train"):
         make_config("measure=memory", "training.save_model=true")
+
+
+def test_a_model_from_scratch(make_config, tmp_path, capsys):
+    """Whole, with a tokenizer of bytes; an adapter would have no base to be put on."""
+    file = write_jsonl(tmp_path / "my.jsonl", ROWS[:8])
+    own = ("model=llama_tiny", "task=sft", f"task.train_file={file}", "task.max_length=128")
+    config = settle(make_config(*own, *QUICK))
+    run(config)
+    assert predict([str(folder_of(config)), str(file), "--new-tokens", "3"]) == 0
+    assert not make_config(*own, "tuning=lora").saves_model
+    with pytest.raises(UserError, match="an adapter from scratch has no base"):
+        make_config(*own, "tuning=lora", "training.save_model=true")
 
 
 def test_saving_is_no_other_run(make_config):
