@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
+import subprocess
+import sys
+from functools import cache
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a default; each process has another
 DOCUMENTED = [
@@ -41,8 +45,18 @@ DOCUMENTED = [
 ]
 
 
+@cache
 def documentation() -> list[tuple[str, str]]:
-    """(signature, documentation string) of the public functions in modules of Python's library."""
+    """(signature, documentation string) of the public functions in modules of Python's library.
+
+    As an interpreter has them that has imported nothing else: packages replace some of them.
+    """
+    command = [sys.executable, "-I", "-S", __file__]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
+    return [(told, text) for told, text in json.loads(found.stdout)]
+
+
+def _documented() -> list[tuple[str, str]]:
     rows = {}
     for name in DOCUMENTED:
         module = importlib.import_module(name)
@@ -54,3 +68,8 @@ def documentation() -> list[tuple[str, str]]:
                     full = f"{name}.{function.__qualname__}{signature}"
                     rows[full] = f"{text}\n"
     return [(f"{signature}\n", text) for signature, text in sorted(rows.items())]
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    print(json.dumps(_documented()))
