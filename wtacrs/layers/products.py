@@ -97,7 +97,10 @@ def left_out(layers: Iterable[Any], product: bool = False) -> Iterator[None]:
 def is_frozen(layer: Any) -> bool:
     """Whether ``layer`` is a plain ``nn.Linear`` with a frozen weight, not a quantised one, nor one
     that computes in another way (a hook of accelerate's, say)."""
-    if type(layer) is not nn.Linear or layer.weight.requires_grad or "forward" in vars(layer):
+    if type(layer) is not nn.Linear or layer.weight.requires_grad:
+        return False
+    replaced = vars(layer).get("forward")
+    if replaced is not None and not type(replaced).__module__.startswith("wtacrs."):
         return False
     return type(layer.weight) is nn.Parameter or isinstance(layer.weight, FakeTensor)
 
