@@ -1,4 +1,4 @@
-"""A task on rows of one's own: its name, what it is made of, and the labels that its rows tell."""
+"""What a run's model and rows of one's own say themselves: names, labels, what they are made of."""
 
 from __future__ import annotations
 
@@ -9,11 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.config import TaskConfig
+from experiments.config import RunConfig, TaskConfig
 from experiments.config.known import CLASSIFICATION, REGRESSION
 from experiments.config.task import OWN
 from experiments.run.files import read_splits
 from experiments.run.labels import labels_in
+from experiments.run.own_model import settled
+from experiments.run.ranks import world_size
+
+
+def settle(config: RunConfig) -> RunConfig:
+    """What ``config`` says, with what a model and rows of one's own say themselves.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    return replace(
+        config,
+        model=settled(config.model, config.task.source == "sft"),
+        task=settled_task(config.task),
+        training=replace(config.training, world_size=world_size()),
+    )
 
 
 def settled_task(task: TaskConfig) -> TaskConfig:

@@ -17,7 +17,6 @@ import sys
 import time
 import traceback
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,8 +33,7 @@ from experiments.run.interruption import Interruption
 from experiments.run.memory import memory_config, save_memory
 from experiments.run.models import load_architecture, load_model, load_tokenizer, pad_alike
 from experiments.run.outcome import RunError, existing, keep, status_of
-from experiments.run.own_model import settled
-from experiments.run.own_task import settled_task
+from experiments.run.own_task import settle
 from experiments.run.probe import VarianceProbe
 from experiments.run.summary import show
 from experiments.run.tasks import TaskData, load_task
@@ -82,20 +80,6 @@ def run(config: RunConfig) -> RunRecord | None:
         raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(f"results_dir={config.results_dir}: {error}") from error
-
-
-def settle(config: RunConfig) -> RunConfig:
-    """What ``config`` says, with what a model and rows of one's own say themselves.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    return replace(
-        config,
-        model=settled(config.model, config.task.source == "sft"),
-        task=settled_task(config.task),
-        training=replace(config.training, world_size=ranks.world_size()),
-    )
 
 
 def follow(config: RunConfig, path: Path) -> None:
