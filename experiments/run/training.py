@@ -187,8 +187,7 @@ def build_trainer(
     more: dict[str, Any] = {}
     if config.task.source == "sft" and tokenizer is not None:
         collate, more["preprocess_logits_for_metrics"] = sft.collator(tokenizer), sft.sums
-    kind = OrderedTrainer if text is None else TextTrainer
-    trainer = kind(
+    trainer = (OrderedTrainer if text is None else TextTrainer)(
         model=model,
         args=training_arguments(config, folder),
         train_dataset=data.train,
