@@ -6,8 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from experiments.config import ModelConfig
 from experiments.errors import UserError
@@ -16,10 +18,7 @@ from experiments.errors import UserError
 PARTS = {
     "config.json": ("config.json",),
     "weights": ("model*.safetensors", "pytorch_model*.bin"),
-    "a tokenizer": (
-        *("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.bpe.model"),
-        "tokenizer_config.json",  # all that there is of one that reads bytes
-    ),
+    "a tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.bpe.model"),
 }
 
 
@@ -73,6 +72,8 @@ def _from_folder(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
     # Who only asks for the sizes needs neither weights nor tokenizer.
     needed = ["config.json"] if loader is AutoConfig else [*PARTS]
     missing = [part for part in needed if not any(any(folder.glob(p)) for p in PARTS[part])]
+    if "a tokenizer" in missing and _tokenizer_has_no_files(folder):
+        missing.remove("a tokenizer")
     remedy = "give model.path=FOLDER, written by save_pretrained of a model and of its tokenizer"
     if config.name == "mpnet_base":
         remedy = "make models downloads it (0.4 GB)"
@@ -89,3 +90,12 @@ def _from_folder(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
         raise ModelError(
             f"model={config.name}: {folder} is damaged ({reason}); {remedy}"
         ) from error
+
+
+def _tokenizer_has_no_files(folder: Path) -> bool:
+    """Whether the folder is of a tokenizer that needs no vocabulary, for it reads bytes."""
+    try:
+        name = get_tokenizer_config(folder, local_files_only=True).get("tokenizer_class")
+    except (OSError, ValueError):
+        return False
+    return getattr(getattr(transformers, name or "", None), "vocab_files_names", None) == {}
