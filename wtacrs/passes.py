@@ -1,10 +1,10 @@
 """The two passes of a part that is recomputed: what the first one saves, where the second ends.
 
-The second pass ends at the last linear layer, adapter or whole feed-forward sublayer: what comes
-after it is saved in the first pass as if nothing were recomputed (one bit an element of a dropout;
-the output of a norm, which is the next block's input anyway). So the products of that layer, whose
-values no gradient needs (``products``), are not computed again, by construction: torch stops a
-second pass once everything is there that the first one left out.
+The second pass ends at the last linear layer, adapter or whole feed-forward sublayer: what
+comes after it is saved in the first pass as if nothing were recomputed (one bit an element of a
+dropout; the output of a norm, which is the next block's input anyway). So the products of that
+layer, whose values no gradient needs (``products``), are not computed again, by construction: torch
+stops a second pass once everything is there that the first one left out.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from wtacrs.attention.kept import OutputsMemo
 from wtacrs.layers.feed_forward import ChunkedForward
 from wtacrs.layers.masks import DrawsMemo, may_draw
 from wtacrs.layers.products import Verdicts, in_vain, last_linear, left_out, own_forward
@@ -33,12 +34,14 @@ class Part(NamedTuple):
         last: where the second pass can end, in the order of registration, and
         in_vain: those of its layers (or itself) whose products no gradient needs.
         memo: draws before it.
+        outputs: of its attentions.
     """
 
     samplers: set[Sampler]
     last: nn.Module | None
     in_vain: list[Any]
     memo: DrawsMemo
+    outputs: OutputsMemo
 
 
 def part_of(module: nn.Module, keeps_draws: bool, verdicts: Verdicts) -> Part:
@@ -55,7 +58,8 @@ def part_of(module: nn.Module, keeps_draws: bool, verdicts: Verdicts) -> Part:
     if not (samplers or chunked) or (type(last) is nn.Linear and not useless):
         last = None
     drawing = [m for m in outside if keeps_draws and may_draw(m)]
-    return Part(samplers, last, useless, DrawsMemo(drawing))
+    attending = [m for m in outside if "Attention" in type(m).__name__]
+    return Part(samplers, last, useless, DrawsMemo(drawing), OutputsMemo(attending))
 
 
 def samplers_of(layers: Iterable[nn.Module]) -> set[Sampler]:
@@ -72,7 +76,7 @@ def picking_late(samplers: Iterable[Sampler]) -> Iterator[None]:
 
 @contextmanager
 def _late(part: Part, replays: bool) -> Iterator[None]:
-    with picking_late(part.samplers), part.memo.used(replays):
+    with picking_late(part.samplers), part.memo.used(replays), part.outputs.used(replays):
         yield
 
 
@@ -98,7 +102,8 @@ def first_pass(part: Part) -> AbstractContextManager[None]:
     """What runs after the last layer of ``part`` is saved as it would be without recomputation: by
     the hooks that are there now, say of offloading, if any."""
     there: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return _saving_after(part, there or (_detached, _as_it_is))
+    part.outputs.hooks = hooks = there or (_detached, _as_it_is)
+    return _saving_after(part, hooks)
 
 
 @contextmanager

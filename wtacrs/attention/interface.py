@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from wtacrs.attention.functional import for_each_head
+from wtacrs.attention.kept import attended
 from wtacrs.attention.recomputed import RecomputedAttention
 from wtacrs.attention.sampled import SampledAttention
 from wtacrs.config import ATTENTION
@@ -56,8 +57,14 @@ def _attend(
 
         given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
         given |= {} if position_bias is None else {"position_bias": position_bias}
-        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **given)
-        return out, None
+
+        def compute() -> Tensor:
+            out: Tensor = sdpa_attention_forward(
+                module, query, key, value, attention_mask, **given
+            )[0]
+            return out
+
+        return attended(getattr(module, "outputs_memo", None), query, key, compute), None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     added = (bias for bias in (position_bias, attention_mask) if bias is not None)
     biases = [bias[(None,) * (4 - bias.dim())] for bias in added]  # (b or 1, h or 1, t or 1, s)
@@ -120,7 +127,7 @@ def set_attention(model: Any, name: str) -> None:
 
 
 def try_attention(model: Any, name: str, may_stay: bool) -> str | None:
-    """``set_attention``, but a model keeps an attention that keeps no (t, t) matrix.
+    """``set_attention``, but a model keeps an attention that keeps no (t, t) matrix, or has none.
 
     Args:
         may_stay: whether a model that cannot take ours may keep its own too, since what that keeps
@@ -133,6 +140,8 @@ def try_attention(model: Any, name: str, may_stay: bool) -> str | None:
         ValueError: as ``set_attention`` does.
     """
     before = attention_of(model)
+    if before is not None and not any("Attention" in type(m).__name__ for m in model.modules()):
+        return "no module attends"
     if name == "recompute" and before is not None and FLASH in before:
         return f"{before} keeps no (t, t) matrix"
     try:

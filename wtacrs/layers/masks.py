@@ -22,6 +22,8 @@ from wtacrs.layers.bits import pack, scale_kept, zero_unkept
 class Memo:
     """What ``modules`` keep of a first pass for a second one, in order."""
 
+    attribute = "memo"  # of the modules
+
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = [*modules]
         self._kept: list[Any] = []
@@ -40,7 +42,7 @@ class Memo:
         ``replays`` it. There are several where a graph is retained."""
         self.replays, self._left = replays, iter(self._kept)
         for module in self._modules:
-            module.memo = self  # type: ignore[assignment]
+            setattr(module, self.attribute, self)
         try:
             yield
         finally:
@@ -49,7 +51,7 @@ class Memo:
     def end(self) -> None:
         """The modules use it no more, where that is before the pass ends."""
         for module in self._modules:
-            module.__dict__.pop("memo", None)
+            module.__dict__.pop(self.attribute, None)
 
 
 class DrawsMemo(Memo):

@@ -1,0 +1,161 @@
+"""On long sequences fused attention is not computed again: its output is kept of the first pass."""
+
+import gc
+from collections import Counter
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.wtacrs.tiny import assert_same_step, build, step
+from wtacrs import MemoryConfig, apply_
+from wtacrs.attention.kept import FUSED
+from wtacrs.measure.step import SavedBytes, StorageTracker
+
+LAYERS, WIDTH = 2, 16
+LONG, SHORT = WIDTH, WIDTH - 1  # tokens: no fewer, or fewer, than the output of a head is wide
+parts = pytest.mark.parametrize("what", ["attention", "block"])
+
+
+def llama():
+    sizes = {"hidden_size": WIDTH, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 24, "num_hidden_layers": LAYERS, "vocab_size": 50}
+    return build(LlamaForCausalLM, LlamaConfig(**sizes))
+
+
+def batch(tokens=LONG, padded=False):
+    ids = torch.randint(1, 50, (3, tokens), generator=torch.Generator().manual_seed(6))
+    if not padded:
+        return {"input_ids": ids, "labels": ids}
+    mask = (torch.arange(tokens) < torch.tensor([tokens, 3, 7])[:, None]).long()
+    return {"input_ids": ids, "labels": ids.masked_fill(mask == 0, -100), "attention_mask": mask}
+
+
+def recomputed(what, model=None):
+    model = model or llama()
+    apply_(model, MemoryConfig(sampling=None, attention="recompute", recompute=what))
+    return model
+
+
+class Kernels(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls["fused"] += func.overloadpacket in FUSED
+        return func(*args, **(kwargs or {}))
+
+
+@parts
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+def test_it_runs_once_and_gradients_are_the_plain_ones(what, padded):
+    expected = step(llama(), batch(padded=padded))
+    model = recomputed(what)
+    with Kernels() as kernels:
+        found = step(model, batch(padded=padded))
+    assert kernels.calls["fused"] == LAYERS
+    assert_same_step(found, expected, 0)
+
+
+@parts
+def test_on_short_sequences_it_runs_twice(what):
+    model = recomputed(what)
+    with Kernels() as kernels:
+        step(model, batch(SHORT))
+    assert kernels.calls["fused"] == 2 * LAYERS
+
+
+@parts
+def test_a_graph_that_is_retained(what):
+    model = recomputed(what)
+    _, expected, _ = step(model, batch())
+    expected = {name: 2 * gradient for name, gradient in expected.items()}
+    model.zero_grad()
+    loss = model(**batch()).loss
+    with Kernels() as kernels:
+        loss.backward(retain_graph=True)
+        loss.backward()
+    assert kernels.calls["fused"] == 0
+    for name, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-5, atol=1e-7)
+
+
+@parts
+def test_another_kernel_is_computed_again(what):
+    with sdpa_kernel(SDPBackend.MATH):
+        assert_same_step(step(recomputed(what), batch()), step(llama(), batch()), 0)
+
+
+@parts
+def test_what_is_kept(what):
+    """The output and a number a row and head, beside what is kept on short sequences."""
+
+    def bytes_of(tokens):
+        model = recomputed(what)
+        model.config.use_cache = False
+        with SavedBytes(model) as saved:
+            model(**batch(tokens))
+        return saved.bytes
+
+    # Inside: what a token and a sequence take. Two short ones tell, a long one has the rest.
+    per_token = bytes_of(SHORT) - bytes_of(SHORT - 1)
+    kept = LAYERS * 3 * LONG * (WIDTH + 4) * 4
+    assert bytes_of(LONG) - bytes_of(SHORT) == per_token + kept
+
+
+def test_hooks_that_are_around_have_it():
+    """Of offloading, say: it is packed and unpacked by them, once a block."""
+    model, counts = recomputed("block"), Counter()
+
+    def pack(x):
+        counts["packed"] += tuple(x.shape) == (3, 4, LONG, 4)
+        return x.detach().clone()
+
+    def unpack(x):
+        counts["unpacked"] += tuple(x.shape) == (3, 4, LONG, 4)
+        return x
+
+    expected = step(model, batch())
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        assert_same_step(step(model, batch()), expected, 0)
+    assert counts == {"packed": LAYERS, "unpacked": LAYERS}
+
+
+def test_inside_of_a_block_that_is_checkpointed():
+    """Nothing is kept, for the checkpoint computes the first pass again; gradients are right."""
+    expected = step(llama(), batch())
+    kept = []
+    for inside in ("none", "attention"):
+        model = llama()
+        model.config.use_cache = False
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if inside == "attention":
+            recomputed(inside, model)
+        assert_same_step(step(model, batch()), expected, 1e-6)
+        with SavedBytes(model) as saved:
+            model(**batch())
+        kept.append(saved.bytes)
+    assert kept[0] == kept[1]
+
+
+@parts
+def test_nothing_is_left_of_a_step(what):
+    """No cycle that waits for the garbage collector."""
+    model = recomputed(what)
+    gc.collect()
+    gc.disable()
+    try:
+        with StorageTracker(model.parameters()) as tracker:
+            alive = []
+            for backward in (True, True, False, True):
+                loss = model(**batch()).loss
+                if backward:
+                    loss.backward()
+                del loss
+                alive.append(tracker.current_bytes)
+        assert len({*alive}) == 1
+    finally:
+        gc.enable()
