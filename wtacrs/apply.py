@@ -35,7 +35,7 @@ from wtacrs.recompute import parts_of, recompute_, restore_forward_
 from wtacrs.report import Report, fake_step, sampled_share
 from wtacrs.sampling.batch import Mask
 from wtacrs.sampling.sampler import Sampler
-from wtacrs.swap import restore_linears_, sample_linears_
+from wtacrs.swap import check_matches, restore_linears_, turn_linears_
 
 
 class Handle:
@@ -207,10 +207,12 @@ def _swap(handle: Handle, sizes: dict[str, Any]) -> None:
         found[f"attention: {what}"] = [type(model).__name__]
     _make_exact(handle)
     if config.samples:
-        handle.sampler = sample_linears_(model, config.sampling, **sizes)
-        handle.swapped["sampled linear layers"] = handle.sampler.names
-        if names := sample_experts_(model, handle.sampler):
-            handle.swapped["sampled experts"] = names
+        assert config.sampling is not None
+        handle.sampler = sampler = turn_linears_(model, config.sampling, **sizes)
+        experts = sample_experts_(model, sampler)
+        check_matches(model, sampler)
+        found = {"sampled linear layers": sampler.names, "sampled experts": experts}
+        handle.swapped |= {kind: names for kind, names in found.items() if names}
         if config.attention == "sampled":
             check_sampled_attention(model)
     # After sampling: a layer whose forward was replaced would not be sampled any more.

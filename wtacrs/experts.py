@@ -8,8 +8,12 @@ implementation by its name to decode. Outside of training the interface's choice
 
 A token goes to several experts. The first product refers to the tokens, where these are there in
 the backward pass anyway or are fewer than the rows that it would keep; its rows are then picked
-late. Else both are picked early, by ||X_n|| and the router's weight of the row, which dY_n has as a
-factor: no history is kept of rows that change their expert from step to step.
+late. Else both are picked early, by ||X_n|| and the router's weight of the row, which is a factor
+of dY_n: no history is kept of rows that change their expert from step to step.
+
+With the router's weight a, for a ((act(g) * u) W^T) is computed (a act(g) * u) W^T, if nothing
+comes between. Then of the second product's output no gradient needs the value, and beside sampled
+rows g, u and a alone are kept.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wtacrs.layers.expert_gate import GateFunction
 from wtacrs.sampling.groups import (
     GroupedLinearFunction,
     Groups,
@@ -50,6 +55,7 @@ class SampledExperts(OwnForward):
     def __init__(self, module: nn.Module, sampler: Sampler, names: dict[str, str]) -> None:
         super().__init__(module)
         self.sampler, self.names = sampler, names
+        self.without_product = False  # as in ``SampledLinear``, of the second product
 
     def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         module: Any = self.module
@@ -61,13 +67,40 @@ class SampledExperts(OwnForward):
         groups, order = by_expert(top_k_index.reshape(-1), len(getattr(module, second)))
         token, share = order // k, top_k_weights.reshape(-1)[order]  # (s,)
         y = self._product(first, hidden_states, token, groups, share)
-        y = module._apply_gate(y) if module.has_gate else module.act_fn(y)
-        y = self._product(second, y, None, groups, share)
-        y = module.post_expert_norm(y) if module.has_post_expert_norm else y
-        y = y * share[:, None]
+        y = y.add_(getattr(module, f"{first}_bias")[groups.of]) if module.has_bias else y
+        before = self.weighs_before
+        y = self._gated(y, share if before else None)
+        y = self._product(second, y, None, groups, None if before else share)
+        if not before:
+            y = y.add_(getattr(module, f"{second}_bias")[groups.of]) if module.has_bias else y
+            y = module.post_expert_norm(y) if module.has_post_expert_norm else y
+            y = y * share[:, None]
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
-        return y[back].view(tokens, k, -1).sum(1).to(hidden_states.dtype)
+        y = y[back].view(tokens, k, -1).sum(1)  # (n, o)
+        if before and module.has_bias:
+            bias = getattr(module, f"{second}_bias")  # (e, o)
+            shares = top_k_weights.new_zeros(tokens, len(bias))
+            y = y + shares.scatter_add(1, top_k_index, top_k_weights).to(bias.dtype) @ bias
+        return y.to(hidden_states.dtype)
+
+    @property
+    def weighs_before(self) -> bool:
+        """Whether the router's weights come before the second product, of which no gradient then
+        needs the value."""
+        module: Any = self.module
+        return not module.has_post_expert_norm and not self._learns_to_gate()
+
+    def _learns_to_gate(self) -> bool:
+        inside = [m for name, m in self.module.named_children() if name != "post_expert_norm"]
+        return any(p.requires_grad for m in inside for p in m.parameters())
+
+    def _gated(self, y: Tensor, share: Tensor | None) -> Tensor:
+        module: Any = self.module
+        gate = module._apply_gate if module.has_gate else module.act_fn
+        if self._learns_to_gate():
+            return gate(y)
+        return GateFunction.apply(y, share, gate)
 
     def _samples(self, module: Any, s: int) -> bool:
         if not (module.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
@@ -78,15 +111,18 @@ class SampledExperts(OwnForward):
         return trains and not whole and not module._is_expert_parallel
 
     def _product(
-        self, name: str, source: Tensor, token: Tensor | None, groups: Groups, share: Tensor
+        self, name: str, source: Tensor, token: Tensor | None, groups: Groups, guess: Tensor | None
     ) -> Tensor:
-        """The linear layers ``name`` of the rows ``token`` of ``source``, with their biases."""
+        """The linear layers ``name`` of the rows ``token`` of ``source``."""
         module: Any = self.module
-        weight = getattr(module, name)
+        weight, last = getattr(module, name), name == projections(module)[1]
         x = (source if token is None else source[token]).to(weight.dtype)  # (s, i)
-        memory = self._memory(name, x, source, token, groups, share)
-        y: Tensor = GroupedLinearFunction.apply(x, weight, module.is_transposed, groups, memory)
-        return y.add_(getattr(module, f"{name}_bias")[groups.of]) if module.has_bias else y
+        memory = self._memory(name, x, source, token, groups, guess)
+        product = not (last and self.without_product and self.weighs_before)
+        y: Tensor = GroupedLinearFunction.apply(
+            x, weight, module.is_transposed, groups, memory, product
+        )
+        return y
 
     @torch.no_grad()
     def _memory(
@@ -96,7 +132,7 @@ class SampledExperts(OwnForward):
         source: Tensor,
         token: Tensor | None,
         groups: Groups,
-        share: Tensor,
+        guess: Tensor | None,
     ) -> KeptRows | Referred:
         sampler, whole = self.sampler, Referred(source.detach(), token, None)
         if (name := self.names.get(own)) is None or not getattr(self.module, own).requires_grad:
@@ -110,7 +146,8 @@ class SampledExperts(OwnForward):
             return whole._replace(pick=pick)
         sampler.rows_seen += len(x)
         sampler.rows_kept += k
-        kept = keep_rows(x, share.abs(), groups, pick, sampler.config.floor)
+        guess = None if guess is None else guess.abs()
+        kept = keep_rows(x, guess, groups, pick, sampler.config.floor)
         return whole if kept is None else kept
 
 
@@ -150,7 +187,8 @@ def sample_experts_(model: nn.Module, sampler: Sampler) -> list[str]:
 def restore_experts_(model: nn.Module) -> None:
     """Undo ``sample_experts_``, in place."""
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), SampledExperts):
+        if isinstance(forward := module.__dict__.get("forward"), SampledExperts):
+            forward.sampler.unfollow()
             del module.forward
 
 

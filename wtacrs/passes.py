@@ -1,6 +1,6 @@
 """The two passes of a part that is recomputed: what the first one saves, where the second ends.
 
-The second pass ends at the last linear layer, adapter or whole feed-forward sublayer: what
+The second pass ends at the last linear layer, adapter, experts or whole feed-forward sublayer: what
 comes after it is saved in the first pass as if nothing were recomputed (one bit an element of a
 dropout; the output of a norm, which is the next block's input anyway). So the products of that
 layer, whose values no gradient needs (``products``), are not computed again, by construction: torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from wtacrs.attention.kept import OutputsMemo
+from wtacrs.experts import SampledExperts
 from wtacrs.layers.feed_forward import ChunkedForward
 from wtacrs.layers.masks import DrawsMemo, may_draw
 from wtacrs.layers.products import Verdicts, in_vain, last_linear, left_out, own_forward
@@ -48,12 +49,16 @@ def part_of(module: nn.Module, keeps_draws: bool, verdicts: Verdicts) -> Part:
     """``verdicts`` keeps what was found of each kind of adapter."""
     forwards = [layer.__dict__.get("forward") for layer in module.modules()]
     chunked = {run.module: run for run in forwards if isinstance(run, ChunkedForward)}
+    experts = {
+        run.module: run for run in forwards if isinstance(run, SampledExperts) and run.weighs_before
+    }
+    units: dict[nn.Module, Any] = {**chunked, **experts}
     inside = {layer for run in chunked.values() for layer in run.modules()}
     outside = [layer for layer in module.modules() if layer not in inside]
     samplers = samplers_of(outside)
     candidates = (m for m in module.modules() if m not in inside or m in chunked)
-    last = last_linear(candidates, {*chunked})
-    useless = [chunked[last]] if last in chunked else in_vain(last, verdicts)
+    last = last_linear(candidates, units)
+    useless = [units[last]] if last in units else in_vain(last, verdicts)
     # Where nothing is sampled, or not the last layer, the end is not made to keep little either.
     if not (samplers or chunked) or (type(last) is nn.Linear and not useless):
         last = None
@@ -63,7 +68,8 @@ def part_of(module: nn.Module, keeps_draws: bool, verdicts: Verdicts) -> Part:
 
 
 def samplers_of(layers: Iterable[nn.Module]) -> set[Sampler]:
-    return {layer.sampler for layer in layers if isinstance(layer, SampledLinear)}
+    owners = [o for layer in layers for o in (layer, layer.__dict__.get("forward"))]
+    return {o.sampler for o in owners if isinstance(o, (SampledLinear, SampledExperts))}
 
 
 @contextmanager

@@ -41,20 +41,38 @@ def sample_linears_(
     Raises:
         ValueError: no layer matches (lists those there are), or the model is sampled already.
     """
-    config = config or SamplingConfig()
+    sampler = turn_linears_(model, config or SamplingConfig(), num_samples, max_tokens)
+    check_matches(model, sampler)
+    return sampler
+
+
+def turn_linears_(
+    model: nn.Module,
+    config: SamplingConfig,
+    num_samples: int | None = None,
+    max_tokens: int | None = None,
+) -> Sampler:
+    """``sample_linears_``, but there may be none that matches, where experts do."""
     chosen, skipped = _choose(model, config)
-    if not chosen:
-        listed = "\n".join(f"  {name}: {why}" for name, why in [*skipped.items()][:20])
-        raise ValueError(
-            f"no linear layer matches include={config.include!r}, exclude={config.exclude!r}. "
-            f"Linear layers of this {type(model).__name__} ({len(skipped)}):\n"
-            f"{listed or '  none'}\nGive include=['*'] or glob patterns over these names."
-        )
     sampler = Sampler(config, [*chosen], skipped, num_samples, max_tokens)
     for name, layer in chosen.items():
         _turn(layer, name, sampler)
     sampler.follow(model)
     return sampler
+
+
+def check_matches(model: nn.Module, sampler: Sampler) -> None:
+    """Raise ValueError, and let ``model`` go, if nothing in it is sampled."""
+    if sampler.names or sampler.experts:
+        return
+    sampler.unfollow()
+    config, skipped = sampler.config, sampler.skipped
+    listed = "\n".join(f"  {name}: {why}" for name, why in [*skipped.items()][:20])
+    raise ValueError(
+        f"no linear layer matches include={config.include!r}, exclude={config.exclude!r}. "
+        f"Linear layers of this {type(model).__name__} ({len(skipped)}):\n"
+        f"{listed or '  none'}\nGive include=['*'] or glob patterns over these names."
+    )
 
 
 def _turn(layer: Any, name: str, sampler: Sampler) -> None:

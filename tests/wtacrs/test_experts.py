@@ -7,9 +7,12 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.wtacrs import zoo
 from wtacrs import MemoryConfig, SamplingConfig, apply_
+from wtacrs.layers import expert_gate
+from wtacrs.measure.step import SavedBytes
 
 MIXTURES = ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3")
 BUDGET = 0.3
@@ -33,6 +36,13 @@ def sampled(model, memory="linear", **sampling):
     return apply_(model, memory, budget=BUDGET, include=include, **sampling)
 
 
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Gates are computed again a row or two at a time."""
+    monkeypatch.setattr(expert_gate, "PART_BYTES", 256)
+
+
+@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("recompute", ["none", "block"])
 @pytest.mark.parametrize("name", MIXTURES)
 def test_all_but_the_sampled_gradients_are_exact(name, recompute):
@@ -79,6 +89,67 @@ def test_names_reasons_and_share():
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert handle.report().sampled_share == pytest.approx(weights / trained)
     assert "sampled experts" in str(handle.report())
+
+
+def test_a_model_of_experts_alone():
+    """No linear layer matches, and none is needed: it trains, resumes and is undone."""
+    model, given = zoo.make("mixtral"), zoo.batch("mixtral")
+    _, expected = step(model, given)
+    handle = sampled(model, "leanest", include=["*.experts.*"])
+    assert handle.sampler.names == []
+    assert "sampled linear layers" not in handle.swapped
+    _, found = step(model, given)
+    assert {*handle.sampler.late} == {*handle.sampler.experts}
+    for key, gradient in expected.items():
+        off = (found[key] - gradient).norm() / gradient.norm()
+        assert (off > 0.01) if key in handle.sampler.experts else (off < 1e-5), key
+    handle.load_state_dict(handle.state_dict())
+    handle.undo()
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    with pytest.raises(ValueError, match="no linear layer matches"):
+        sampled(model, include=["*.nothing.*"])
+    assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_second_product_is_not_computed_again(name):
+    """Its value no gradient needs, unless shared experts come after it."""
+    model, given = zoo.make(name), zoo.batch(name)
+    expected = step(model, given)[1]
+    handle = sampled(model, "leanest", include=["*.experts.*"])
+    with Products() as products:
+        found = step(model, given)[1]
+    for key in expected.keys() - {*handle.sampler.experts}:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-6)
+    # Of a layer: two products, their two gradients each; and again the first one.
+    again = 2 if name in ("deepseek_v3", "qwen2_moe") else 1
+    assert products.count == (2 + 4 + again) * len(handle.sampler.experts) / 2
+
+
+class Products(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.wtacrs.grouped_product.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_experts_keep():
+    """Of rows (s, .) the gate's and the up projection's output, the sampled rows and the router's
+    weight; no activation, and no output of the second product."""
+    model = zoo.make("mixtral")
+    sampled(model, include=["*.experts.*"])
+    experts, generator = model.model.layers[0].mlp.experts, torch.Generator().manual_seed(0)
+    x = torch.randn(60, 16, generator=generator, requires_grad=True)
+    index = torch.rand(60, 4, generator=generator).topk(2).indices
+    weights = torch.rand(60, 2, generator=generator, requires_grad=True)
+    with SavedBytes(model) as saved:
+        experts(x, index, weights)
+    s, k, w = 120, 36, 32
+    picked = k * (16 + w) * 4 + 2 * k * (8 + 4) + 2 * 4 * 4  # rows, their places, where they end
+    places = 2 * s * 8 + s * 8 + 4 * 4  # token and order, expert, where they end
+    assert saved.bytes == pytest.approx(s * 2 * w * 4 + s * 4 + picked + places, abs=s * 8)
 
 
 def test_what_is_not_chosen_is_exact():

@@ -95,22 +95,25 @@ def _has_kernel(a: Tensor) -> bool:
 
 def within_groups(weights: Tensor, groups: Groups) -> Tensor:
     """Weights (s,) of which those of each expert sum to the number of its rows of weight > 0."""
-    number = torch.arange(len(groups.ends), device=weights.device)
-    member = (groups.of[:, None] == number).double()  # (s, e); sums of tiny weights stay in range
-    mass, rows = weights.double() @ member, (weights > 0).double() @ member  # (e,)
+    lengths = groups.ends.diff(prepend=groups.ends.new_zeros(1))  # (e,)
+    # Sums of their own, in double: beside another expert's, those of tiny weights would be lost.
+    both = torch.stack([weights.double(), (weights > 0).double()], 1)  # (s, 2)
+    sums = torch.segment_reduce(both, "sum", lengths=lengths, unsafe=True)  # (e, 2)
+    mass, rows = sums.unbind(1)
     share = rows / mass.clamp(min=torch.finfo(torch.float64).tiny)
     return (weights * share[groups.of]).to(weights.dtype)
 
 
 def keep_rows(
-    x: Tensor, guess: Tensor, groups: Groups, pick: LatePick, floor: float
+    x: Tensor, guess: Tensor | None, groups: Groups, pick: LatePick, floor: float
 ) -> KeptRows | None:
     """Pick rows of ``x`` (s, i) in the forward pass; None if all would be kept.
 
     Args:
-        guess: (s,), what is known of ||dY_n||, up to a factor for each expert.
+        guess: (s,), what is known of ||dY_n||, up to a factor for each expert; None for nothing.
     """
-    weights = within_groups(row_norms(x) * guess, groups)
+    norms = row_norms(x)
+    weights = within_groups(norms if guess is None else norms * guess, groups)
     even = even_floor(torch.ones((), device=x.device).expand(len(x)), floor)
     if (kept := pick.rows(floored(weights, even, floor))) is None:
         return None
@@ -125,7 +128,10 @@ def _sorted(kept: Kept, groups: Groups) -> tuple[Kept, Tensor]:
 
 
 class GroupedLinearFunction(torch.autograd.Function):
-    """The linear layers of all experts, with dW from the rows that are kept or referred to."""
+    """The linear layers of all experts, with dW from the rows that are kept or referred to.
+
+    ``product`` as in ``LateLinearFunction``.
+    """
 
     @staticmethod
     def forward(
@@ -135,6 +141,7 @@ class GroupedLinearFunction(torch.autograd.Function):
         transposed: bool,
         groups: Groups,
         memory: KeptRows | Referred,
+        product: bool = True,
     ) -> Tensor:
         ctx.transposed, ctx.pick = transposed, None
         ctx.late = isinstance(memory, Referred)
@@ -144,7 +151,10 @@ class GroupedLinearFunction(torch.autograd.Function):
         elif ctx.needs_input_grad[1] and isinstance(memory, KeptRows):
             held = (memory.rows, memory.ends, *memory.kept[:2])
         ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, *groups, *held)
-        return grouped_product(x, weight if transposed else weight.mT, groups.ends)
+        weight = weight if transposed else weight.mT  # (e, i, o)
+        if product:
+            return grouped_product(x, weight, groups.ends)
+        return x.new_zeros(()).expand(len(x), weight.shape[2])
 
     @staticmethod
     @first_order
@@ -166,7 +176,7 @@ class GroupedLinearFunction(torch.autograd.Function):
                     left, right = left_side(dy, kept, row_norms(dy)), right_side(rows, kept)
                 a, b = (right, left) if ctx.transposed else (left, right)
                 dw = grouped_product(a.T, b, ends)
-        return dx, dw, None, None, None
+        return dx, dw, None, None, None, None
 
 
 def _picked_now(

@@ -124,6 +124,7 @@ def test_hooks_that_are_around_have_it():
     assert counts == {"packed": LAYERS, "unpacked": LAYERS}
 
 
+@pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing")
 def test_inside_of_a_block_that_is_checkpointed():
     """Nothing is kept, for the checkpoint computes the first pass again; gradients are right."""
     expected = step(llama(), batch())
