@@ -21,9 +21,9 @@ def chunk_feed_forward_(model: nn.Module) -> list[str]:
     """Have the feed-forward sublayers of ``model`` go through their rows in parts, in place.
 
     Taken are, inside transformer blocks (members of an ``nn.ModuleList``), the outermost modules
-    that hold linear layers from d to a wider width and back and treat each row by itself, norms and
-    residuals included; and pairs of ``intermediate`` and ``output.dense``, as BERT and its likes
-    have them, computed together in the latter.
+    that hold linear layers from d to a wider width (or to two of them, one for a gate) and back and
+    treat each row by itself, norms and residuals included; and pairs of ``intermediate`` and
+    ``output.dense``, as BERT and its likes have them, computed together in the latter.
 
     Each kind is tried first, on a copy with a few random rows: output and gradients must be those
     of the plain module. So must they be with the last product left out of the second pass, or it
@@ -76,7 +76,8 @@ def _widens(first: Any) -> bool:
 
 
 def _fits(first: nn.Linear, last: nn.Linear) -> bool:
-    return (last.in_features, last.out_features) == (first.out_features, first.in_features)
+    widths = first.out_features, first.out_features / 2  # a gate may halve it
+    return last.in_features in widths and last.out_features == first.in_features
 
 
 _How = tuple[bool, bool]  # what is made in vain is left out; the ReLU's first product, too

@@ -4,13 +4,14 @@
 
 Autograd keeps V for the activation, act(V) and U for the product, and H for dWo. V and U tell the
 other two: act(V) is computed again in the backward pass, element by element, and of H a sampled
-layer keeps its rows alone. Source of the gate: arXiv 2002.05202.
+layer keeps its rows alone. Where one layer gives both (Phi-3, GLM, ModernBERT), V and U are halves
+of its output. Source of the gate: arXiv 2002.05202.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +44,20 @@ class GatedProductFunction(torch.autograd.Function):
         return dv, active.detach().mul_(dh), None
 
 
-class GatedForward(OwnForward):
-    """The ``forward`` of a gated feed-forward module, of the names of its parts."""
+class Parts(NamedTuple):
+    """Names of what a gated feed-forward is made of."""
 
-    def __init__(self, module: nn.Module, parts: tuple[str, str, str, str, str | None]) -> None:
+    wide: tuple[str, ...]  # the gate and the up projection, or the one that gives both
+    gate_first: bool  # of the two
+    act: str
+    down: str
+    dropout: str | None
+
+
+class GatedForward(OwnForward):
+    """The ``forward`` of a gated feed-forward module."""
+
+    def __init__(self, module: nn.Module, parts: Parts) -> None:
         super().__init__(module)
         self._parts = parts
 
@@ -54,18 +65,22 @@ class GatedForward(OwnForward):
         # A compiler chooses what is kept and what is computed again by itself.
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return type(self.module).forward(self.module, x)
-        parts: Any = (name and getattr(self.module, name) for name in self._parts)
-        gate, up, act, down, dropout = parts
-        h = GatedProductFunction.apply(gate(x), up(x), act)
-        return down(h if dropout is None else dropout(h))
+        module, parts = self.module, self._parts
+        made = [getattr(module, name)(x) for name in parts.wide]
+        first, second = made[0].chunk(2, -1) if len(made) == 1 else made
+        v, u = (first, second) if parts.gate_first else (second, first)
+        h = GatedProductFunction.apply(v, u, getattr(module, parts.act))
+        h = h if parts.dropout is None else getattr(module, parts.dropout)(h)
+        down: Callable[[Tensor], Tensor] = getattr(module, parts.down)
+        return down(h)
 
 
 def gate_(model: nn.Module) -> list[str]:
     """Have the gated feed-forwards in the blocks of ``model`` keep less, in place.
 
-    They are found by their parts: three layers, two of which widen alike and one that leads back,
-    an activation, perhaps a dropout. Each kind is tried first, on a copy with a few random rows:
-    output and gradients must be those of the plain module.
+    They are found by their parts: two layers that widen alike, or one to twice the width, and one
+    that leads back, an activation, perhaps a dropout. Each kind is tried first, on a copy with a
+    few random rows: output and gradients must be those of the plain module.
 
     Returns:
         The qualified names of the modules that do.
@@ -91,8 +106,8 @@ def restore_gates_(model: nn.Module) -> None:
             del module.forward
 
 
-def _ways(module: nn.Module) -> Iterator[tuple[str, str, str, str, str | None]]:
-    """The parts (gate, up, activation, down, dropout) that ``module`` may be made of."""
+def _ways(module: nn.Module) -> Iterator[Parts]:
+    """What ``module`` may be made of."""
     children: dict[str, Any] = dict(module.named_children())
     sizes = {
         name: (child.in_features, child.out_features)
@@ -101,21 +116,22 @@ def _ways(module: nn.Module) -> Iterator[tuple[str, str, str, str, str | None]]:
     }
     dropouts = [name for name, child in children.items() if isinstance(child, nn.Dropout)]
     acts = [name for name in children if name not in (*sizes, *dropouts)]
-    wide = [name for name, (i, o) in sizes.items() if i < o]
-    back = [name for name in sizes if name not in wide]
-    if (len(wide), len(back), len(acts)) != (2, 1, 1) or len(dropouts) > 1:
+    if len(acts) != 1 or len(dropouts) > 1:
         return
-    if sizes[wide[0]] == sizes[wide[1]] == sizes[back[0]][::-1]:
-        for gate, up in (wide, wide[::-1]):
-            yield gate, up, acts[0], back[0], dropouts[0] if dropouts else None
+    for down, (width, features) in sizes.items():
+        wide = tuple(name for name in sizes if name != down)
+        whole = [(features, width)] * 2 if len(wide) == 2 else [(features, 2 * width)]
+        if [sizes[name] for name in wide] == whole:
+            for gate_first in (True, False):
+                yield Parts(wide, gate_first, acts[0], down, dropouts[0] if dropouts else None)
 
 
-def _proves(module: nn.Module, way: tuple[str, str, str, str, str | None]) -> bool:
+def _proves(module: nn.Module, way: Parts) -> bool:
     real, cpu = unset_fake_temporarily(), torch.device("cpu")  # in a plan, too
     with real, cpu, torch.random.fork_rng(devices=[]), torch.enable_grad():
         plain, ours = (trial_copy(module, None)[0] for _ in range(2))
         ours.forward = GatedForward(ours, way)
-        width: int = getattr(module, way[0]).in_features
+        width: int = getattr(module, way.wide[0]).in_features
         x, dy = torch.randn(2, *SHAPE, width, generator=torch.Generator().manual_seed(1))
         try:
             expected = one_step(plain, plain, x, dy)

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
+from tests.wtacrs import zoo
 from tests.wtacrs.tiny import assert_same_step, step, tiny_llama, tiny_t5
 from wtacrs import apply_
 from wtacrs.layers.gated import GatedForward, gate_, restore_gates_
@@ -33,7 +34,23 @@ class Swapped(nn.Module):
         return self.down(self.form(self.up(x), self.gate(x)))
 
 
-@pytest.mark.parametrize("make", [t5_gated, Swapped])
+class Fused(nn.Module):
+    """One layer gives both; ``form`` says what is done with the halves."""
+
+    def __init__(self, form=lambda v, u: torch.sigmoid(v) * u):
+        super().__init__()
+        self.both, self.down = nn.Linear(8, 48), nn.Linear(24, 8)
+        self.act, self.drop, self.form = nn.Sigmoid(), nn.Dropout(0.1), form
+
+    def forward(self, x):
+        return self.down(self.drop(self.form(*self.both(x).chunk(2, -1))))
+
+
+def fused_other_way():
+    return Fused(lambda u, v: u * torch.sigmoid(v))
+
+
+@pytest.mark.parametrize("make", [t5_gated, Swapped, Fused, fused_other_way])
 def test_found_and_exact(make):
     torch.manual_seed(0)
     model = in_a_block(module := make())
@@ -63,14 +80,20 @@ def test_found_and_exact(make):
         lambda u, v: u * torch.sigmoid(v).detach(),
     ],
 )
-def test_what_does_something_else_is_left(form):
-    model = in_a_block(Swapped(form))
+@pytest.mark.parametrize("make", [Swapped, Fused])
+def test_what_does_something_else_is_left(make, form):
+    model = in_a_block(make(form))
     assert gate_(model) == []
 
 
-def test_two_tensors_are_kept():
-    model = in_a_block(module := Swapped(lambda u, v: u * nn.functional.silu(v)))
-    module.act = nn.SiLU()
+def gate_second(u, v):
+    return u * nn.functional.silu(v)
+
+
+@pytest.mark.parametrize("make", [Swapped, Fused])
+def test_two_tensors_are_kept(make):
+    model = in_a_block(module := make(gate_second))
+    module.act, module.drop = nn.SiLU(), nn.Dropout(0.0)
     for parameter in module.down.parameters():
         parameter.requires_grad_(False)  # so that it keeps nothing of its own
     x = torch.randn(16, 8)
@@ -83,6 +106,13 @@ def test_two_tensors_are_kept():
     plain = saved()
     gate_(model)
     assert plain - saved() == 16 * 24 * 4  # act(v)
+
+
+@pytest.mark.parametrize("name", ["phi3", "glm", "glm4", "modernbert"])
+def test_those_of_one_layer_in_models(name):
+    """Exact, by all presets: see the zoo."""
+    assert len(apply_(zoo.make(name), "lean").swapped["GatedForward"]) == 2
+    assert len(apply_(zoo.make(name), "leanest").swapped["chunked feed-forward"]) == 2
 
 
 @pytest.mark.parametrize("make", [tiny_llama, lambda: tiny_t5(feed_forward_proj="gated-gelu")])
