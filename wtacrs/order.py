@@ -45,10 +45,16 @@ def look_now(model: nn.Module) -> None:
 
 
 def check_untouched(model: nn.Module, config: MemoryConfig) -> None:
-    """Raise ValueError for a model that was changed already, or that checkpoints its blocks where
-    ``config`` computes them again."""
+    """Raise ValueError for a model that was changed already, that is loaded in part, or that
+    checkpoints its blocks where ``config`` computes them again."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; give an nn.Module")
+    absent = [name for name, p in model.named_parameters() if p.is_meta]
+    if 0 < len(absent) < len([*model.parameters()]):  # wholly so is a model that is yet to be made
+        raise ValueError(
+            f"{len(absent)} weights of this {type(model).__name__} are not in memory: {absent[0]}, "
+            "say, is on disk or on the meta device; load the model whole, without an offload folder"
+        )
     touched = sorted({type(m).__name__ for m in model.modules() if is_swapped(m)})
     if touched or is_read(model):
         raise ValueError(

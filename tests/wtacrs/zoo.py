@@ -96,6 +96,7 @@ KINDS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 }
 ZOO = {name: kind for kind, (_, models) in KINDS.items() for name in models}
 PRESETS = ("linear", "lean", "leanest")
+NO_ATTENTION = "attention: no module attends"
 
 
 def make(name: str) -> Any:
@@ -145,7 +146,7 @@ def cells(name: str, preset: str) -> dict[str, str]:
         "sampled": f"{handle.report().sampled_share:.0%}",
         "norms": str(norms) if norms else "–",
         "feed-forward": str(gates) if gates else "–",
-        "attention": attention[0] if attention else "own",
+        "attention": attention[0] if attention else "–" if NO_ATTENTION in handle.left else "own",
         "loss": "yes" if "loss" in swapped else "–",
         "recomputed": recomputed[0] if recomputed else "–",
         "left": "; ".join(f"{why} ({count})" for why, count in left.items()) or "–",

@@ -130,7 +130,7 @@ def _norms(model: nn.Module) -> dict[nn.Module, NormKind | str]:
     for module in model.modules():
         if not is_norm(module) or "plain_class" in module.__dict__:
             continue
-        if type(module) is nn.LayerNorm:
+        if type(module) is nn.LayerNorm and module.weight is not None:
             if not _invertible(module):
                 found[module] = f"LayerNorm: {TOO_SMALL}"
             continue

@@ -42,9 +42,8 @@ class NormKind:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether ``module`` is called a norm and has parameters of its own."""
-    own = dict(module.named_parameters(recurse=False))
-    return "norm" in type(module).__name__.lower() and bool(own) and not [*module.children()]
+    """Whether ``module`` is called a norm, and is made of no other modules."""
+    return "norm" in type(module).__name__.lower() and not [*module.children()]
 
 
 def key_of(module: nn.Module) -> tuple[object, ...]:
@@ -57,6 +56,8 @@ def norm_kind(module: nn.Module) -> NormKind | str:
     """What the norm ``module`` computes, or why it cannot start from its output."""
     name = type(module).__name__
     own = dict(module.named_parameters())
+    if not own:
+        return f"{name}: has no weight"
     if own.keys() != {"weight"} or own["weight"].dim() != 1:
         return f"{name}: not one weight over the last dimension"
     if len(inspect.signature(type(module).forward).parameters) != 2:

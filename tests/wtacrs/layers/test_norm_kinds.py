@@ -11,6 +11,7 @@ from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.qwen3_next.modeling_qwen3_next import (
     Qwen3NextRMSNorm,
@@ -119,6 +120,8 @@ REASONS = {
     "SquareNorm: computes something else": SquareNorm,
     "PerHeadNorm: not one weight over the last dimension": PerHeadNorm,
     "Qwen3NextRMSNormGated: takes more than one input": lambda: Qwen3NextRMSNormGated(I),
+    "OlmoLayerNorm: has no weight": lambda: OlmoLayerNorm(I),
+    "LayerNorm: has no weight": lambda: nn.LayerNorm(I, elementwise_affine=False),
     "GroupNorm: not one weight over the last dimension": lambda: nn.GroupNorm(2, I),
 }
 
