@@ -8,6 +8,7 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from tests.wtacrs.test_recompute_end import flops_of, flops_of_backward
 from tests.wtacrs.tiny import assert_same_step, models, sampled, step, tiny_llama
+from wtacrs import apply_
 from wtacrs.layers.products import in_vain, is_adapter
 from wtacrs.measure.step import SavedBytes
 from wtacrs.recompute import recompute_
@@ -136,3 +137,23 @@ def test_a_frozen_layer_that_computes_in_its_own_way_does_so_in_both_passes():
     assert in_vain(block[2], {}) == []
     recompute_(model, "block")
     torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("preset", ["linear", "leanest"])
+def test_dora_is_unbiased(preset, assert_unbiased):
+    """For the norm of the weight it sends an identity matrix through A and B, of which rows are
+    drawn, too. No gradient passes there."""
+    model = adapted(tiny_llama(0.0), "all-linear", use_dora=True)
+    expected = step(model)[1]
+    apply_(model, preset, budget=0.4)
+    names = [name for name in expected if "lora_A" in name]
+    exact = torch.cat([expected[name].flatten() / expected[name].norm() for name in names])
+
+    def estimate():
+        found = step(model)[1]
+        return torch.cat([found[name].flatten() / expected[name].norm() for name in names])
+
+    assert_unbiased(torch.stack([estimate() for _ in range(40)]), exact, 1e-6)
+    found = step(model)[1]
+    for name in expected.keys() - {name for name in expected if "lora_" in name}:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)

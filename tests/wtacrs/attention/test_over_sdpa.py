@@ -13,6 +13,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from tests.wtacrs import zoo
 from tests.wtacrs.tiny import MASK, assert_same_step, batch_of, build, step, tiny_bert, tiny_t5
 from wtacrs import apply_
 from wtacrs.attention.interface import OVER_SDPA, attention_of, set_attention
@@ -136,7 +137,17 @@ def gpt_oss():
     return build(GptOssForCausalLM, config)
 
 
-@pytest.mark.parametrize(("make", "what"), [(gemma2, "softcap"), (gpt_oss, "sinks")])
+def with_slopes():
+    """As an attention with ALiBi that uses the AttentionInterface would hold them."""
+    model = llama()
+    for layer in model.model.layers:
+        layer.self_attn.alibi = torch.ones(4)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "what"), [(gemma2, "softcap"), (gpt_oss, "sinks"), (with_slopes, "ALiBi")]
+)
 def test_what_ours_cannot_is_said_at_the_call(make, what):
     """Refused where it is all that was asked for; a preset leaves it and says so."""
     model = make()
@@ -149,6 +160,14 @@ def test_what_ours_cannot_is_said_at_the_call(make, what):
     handle = apply_(model, "lean")
     assert any(what in reason for reason in handle.left)
     assert step(model, batch(padded=False))[0].isfinite()
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon"])
+def test_alibi_of_an_attention_of_its_own_is_refused_at_the_call(name):
+    model = zoo.make(name)
+    with pytest.raises(ValueError, match="does not use the AttentionInterface"):
+        apply_(model, "paper")
+    assert any("AttentionInterface" in reason for reason in apply_(model, "lean").left)
 
 
 def test_flash_attention_stays():
