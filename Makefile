@@ -64,9 +64,9 @@ bench: $(STAMP) ## measure the time of a step, sampled and under the memory pres
 SEEDS ?= 0,1,2
 BUDGETS ?= 0.1,0.3
 ABLATION = $(SWEEP) experiment=ablation results_dir=results/ablation seed=$(SEEDS)
-ablation: $(STAMP) ## accuracy against budget (GLUE_DIR; hours; SEEDS=0,1,2 BUDGETS=0.1,0.3)
-	$(ABLATION) task=cola,rte estimator=full
-	$(ABLATION) task=cola,rte budget=$(BUDGETS) \
+ablation: $(STAMP) ## accuracy against budget on CoLA (GLUE_DIR; hours; SEEDS=0,1,2 BUDGETS=0.1,0.3)
+	$(ABLATION) task=cola estimator=full
+	$(ABLATION) task=cola budget=$(BUDGETS) \
 		estimator=uniform,crs,deterministic,wtacrs,pps estimator.center=none
 	$(PUBLISH) ablation why
 

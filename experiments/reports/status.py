@@ -1,6 +1,6 @@
 """How far a sweep is: wtacrs status FOLDER [overrides of the sweep].
 
-    wtacrs status results/ablation experiment=ablation task=cola,rte seed=0,1,2 budget=0.1,0.3 ...
+    wtacrs status results/ablation experiment=ablation seed=0,1,2 budget=0.1,0.3 ...
 
 Without overrides, what is asked for is every setting in the folder for every seed of a sweep over
 seeds. With them, it is the grid that they span (several calls of a sweep are several commands of
