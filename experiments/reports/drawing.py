@@ -116,7 +116,7 @@ def ablation_figure(table: pd.DataFrame) -> Any:
     """
     look = looks(table["estimator"])
     tasks = sorted(table["task"].unique())
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks) + 1.6, 3.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks) + 1.6, 3.8), squeeze=False)
     figure.subplots_adjust(wspace=0.3)
     for axis, task in zip(axes[0], tasks, strict=True):
         rows = table[table["task"] == task]
@@ -136,7 +136,8 @@ def ablation_figure(table: pd.DataFrame) -> Any:
                 **look[estimator] | ({} if usual else {"linestyle": ":"}),
             )
         seeds = sorted({int(rows["n"].min()), int(rows["n"].max())})
-        axis.set_title(f"{task} (n = {' to '.join(map(str, seeds))})")
+        models = ", ".join(sorted(rows["model"].unique()))
+        axis.set_title(f"{task} · {models} (n = {' to '.join(map(str, seeds))})")
         hundred = " × 100" if times == 100 else ""
         axis.set_ylabel(f"{metric.replace('_', ' ')}{hundred}, best epoch")
         budget_axis(axis, rows.loc[rows["estimator"] != "full", "budget"])

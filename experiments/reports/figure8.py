@@ -22,13 +22,10 @@ from experiments.config import ROOT
 from experiments.errors import UserError
 from experiments.reports.commits import commit_note
 from experiments.reports.drawing import STYLE, panels, save
+from experiments.reports.paper import LARGEST
 from experiments.words import MISSING
 
 PAPER = ROOT / "results" / "paper" / "figure8_throughput.csv"
-LARGEST = {  # of the paper: where its memory ends
-    "T5-Large": {"full": 230, "WTA-CRS@0.3": 550, "WTA-CRS@0.1": 755},
-    "T5-3B": {"full": 55, "WTA-CRS@0.3": 135, "WTA-CRS@0.1": 195},
-}
 LOOKS = {
     "full": ("#000000", "o"),
     "checkpoint": ("#CC79A7", "s"),
@@ -41,9 +38,9 @@ LOOKS = {
 def paper_points(path: Path) -> pd.DataFrame:
     """model, method, batch_size, samples, largest; of the paper."""
     rows = pd.read_csv(path).rename(columns={"sentences_per_second": "samples"})
-    rows["method"] = rows["method"].replace("Full", "full")
     pairs = zip(rows["model"], rows["method"], strict=True)
     rows["largest"] = [LARGEST[model][method] for model, method in pairs]
+    rows["method"] = rows["method"].replace("Full", "full")
     return rows.assign(model=rows["model"] + " (paper)")
 
 

@@ -15,9 +15,14 @@ from experiments.config import ROOT
 from experiments.words import MISSING
 
 TABLE1 = ROOT / "results" / "paper" / "table1_glue.csv"
+TABLE2 = ROOT / "results" / "paper" / "table2.csv"
 MODELS = {
     **{"bert_base": "BERT-Base", "bert_large": "BERT-Large"},
     **{"t5_base": "T5-Base", "t5_large": "T5-Large", "t5_3b": "T5-3B"},
+}
+LARGEST = {  # batches of Figure 8, where memory ends
+    "T5-Large": {"Full": 230, "WTA-CRS@0.3": 550, "WTA-CRS@0.1": 755},
+    "T5-3B": {"Full": 55, "WTA-CRS@0.3": 135, "WTA-CRS@0.1": 195},
 }
 METRICS = {"cola": "matthews_correlation", "stsb": "pearson", "mrpc": "f1", "qqp": "f1"}
 

@@ -37,10 +37,14 @@ PLANNED: dict[str, tuple[str, str, tuple[int, int]]] = {
     "LoRA+lean@0.3": ("#0072B2", "s", (7, -3)),
     "LoRA+leanest@0.3": ("#009E73", "s", (-10, -13)),
 }
-TIMED = {"memory_bert_base": ("BERT-Base", "#E69F00"), "memory_t5_base": ("T5-Base", "#0072B2")}
+TIMED = {  # file -> model, colour, marker
+    "memory_bert_base": ("BERT-Base", "#E69F00", "s"),
+    "memory_t5_base": ("T5-Base", "#0072B2", "o"),
+}
 ROWS = ("linear, wtacrs@0.3", "lean, wtacrs@0.3", "leanest, wtacrs@0.3", "checkpoint")
 SEEDS = 3  # at least
-BEST, WORSE = "#0072B2", "#D55E00"  # of a difference: not told apart or better, and worse
+# Of a difference: not told apart or better, and worse.
+BEST, WORSE = ("o", "#0072B2"), ("X", "#D55E00")
 # Folder of records, which is the target of make that trains them -> what is shown beside full.
 SHOWN = {
     "table1": ("wtacrs", "pps/lowrank"),
@@ -74,7 +78,7 @@ def read_times(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     try:
         return {
             name: json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))["ratio_to_full"]
-            for file, (name, _) in TIMED.items()
+            for file, (name, *_) in TIMED.items()
         }
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} holds no times ({error}); make them: make bench") from error
@@ -109,14 +113,15 @@ def _memory(axis: Axes, methods: dict[str, Any]) -> None:
 
 
 def _times(axis: Axes, times: dict[str, Any]) -> None:
-    for at, (model, colour) in enumerate(TIMED.values()):
+    for at, (model, colour, marker) in enumerate(TIMED.values()):
         for y, method in enumerate(ROWS):
             if (one := times[model].get(method)) is None:
                 continue
             spread = [[one["median"] - one["p10"]], [one["p90"] - one["median"]]]
             label = f"{model}, n = {one['n']} pairs" if method == ROWS[-1] else None
             place = y + 0.24 * (at - 0.5)
-            axis.errorbar(one["median"], place, xerr=spread, fmt="o", color=colour, label=label)
+            look: dict[str, Any] = {"fmt": marker, "color": colour, "label": label}
+            axis.errorbar(one["median"], place, xerr=spread, **look)
     axis.axvline(1, color="black", lw=0.8, ls=":")
     axis.set_yticks(range(len(ROWS)), [row.replace(", wtacrs", "") for row in ROWS], fontsize=9)
     axis.set_ylim(len(ROWS) - 0.5, -0.5)
@@ -129,15 +134,15 @@ def _scores(axis: Axes, rows: pd.DataFrame) -> None:
     names = []
     for y, row in enumerate(rows.to_dict("records")):
         mean, low, high = (100 * row[f"difference{end}"] for end in ("", "_low", "_high"))
-        colour = WORSE if row["against_full"] == "worse" else BEST
-        axis.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", color=colour)
+        marker, colour = WORSE if row["against_full"] == "worse" else BEST
+        axis.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt=marker, color=colour)
         method = f"{row['estimator']}@{row['budget']:g} {row['memory']}"
         names.append(f"{row['task']} {row['model']}, n = {row['n']}\n{method}")
     axis.axvline(0, color="black", lw=0.8, ls=":")
     axis.set_yticks(range(len(names)), names, fontsize=7)
     axis.invert_yaxis()
     axis.set_xlabel("score × 100 − full's\npaired by seed, 95 %")
-    axis.set_title("measured: scores; orange: worse", fontsize=10)
+    axis.set_title("measured: scores; ×: worse", fontsize=10)
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:

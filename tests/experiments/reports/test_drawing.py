@@ -19,7 +19,8 @@ def table():
     def row(task, estimator, budget, best, std, n):
         metric = "accuracy" if task == "rte" else "matthews_correlation"
         return {
-            **{"task": task, "metric": metric, "estimator": estimator, "budget": budget},
+            **{"task": task, "model": "minilm", "metric": metric},
+            **{"estimator": estimator, "budget": budget},
             **{"score": best, "score_std": std, "n": n},
             "memory": "plain" if estimator == "full" else "linear",
         }
@@ -40,8 +41,8 @@ def test_panels_have_their_own_metric_and_share_a_legend(table):
     cola, rte = figure.axes
     assert cola.get_ylabel().startswith("matthews correlation")
     assert rte.get_ylabel().startswith("accuracy")
-    assert cola.get_title() == "cola (n = 1 to 3)"
-    assert rte.get_title() == "rte (n = 1)"
+    assert cola.get_title() == "cola · minilm (n = 1 to 3)"
+    assert rte.get_title() == "rte · minilm (n = 1)"
     legend = rte.get_legend()  # crs is in the other panel only
     assert {text.get_text() for text in legend.get_texts()} == {"full", "crs", "pps"}
     plt.close(figure)

@@ -1,14 +1,15 @@
 """The figures of planned memory: what is drawn, from which records."""
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
-from experiments.plan.published import BATCH_METHODS, FITS
+from experiments.plan.published import FITS
 from experiments.records.planned import FULL, index_path
 from experiments.records.store import write_json
 from experiments.reports import memory_figures
 from experiments.reports.figures import main
-from experiments.reports.memory_figures import COLOURS, PARTS, batch_figure, memory_figure
+from experiments.reports.memory_figures import PARTS, batch_figure, memory_figure
 from experiments.words import GIB
 
 
@@ -20,27 +21,30 @@ def batches(slope):
     return {"peak_bytes_by_batch": peaks, "largest_batch": largest}
 
 
-def test_methods_have_a_colour_each():
-    assert {*COLOURS} == {*BATCH_METHODS}
-    assert len({*COLOURS.values()}) == len(COLOURS)
-    assert memory_figures.FITS == FITS
+def test_every_memory_that_is_planned_has_a_mark():
+    assert [*memory_figures.FITS] == [*FITS]
+    looks = [*memory_figures.FITS.values()]
+    assert all(len({*part}) == len(FITS) for part in zip(*looks, strict=True))
 
 
-def test_points_are_the_largest_batches_alone():
+def test_batches_are_marks_alone_and_the_papers_stand_beside_ours():
     records = {
-        "T5-Large": {FULL: batches(0.5), "leanest@0.3": batches(0.01)},
-        "T5-3B": {FULL: batches(2.0), "checkpoint": batches(0.1)},
+        "T5-Large": {"WTA-CRS@0.3": batches(0.01), FULL: batches(0.5)},
+        "T5-3B": {FULL: batches(50.0), "checkpoint": batches(0.1)},
     }
     figure = batch_figure(records)
-    above, below = figure.axes[0], figure.axes[2]
-    points = [line for line in above.lines if line.get_marker() == "o"]
-    assert [line.get_xdata().tolist() for line in points] == [[48, 80, 160], [2400, 4000, 8000]]
-    curves = [line for line in above.lines if line.get_label() in COLOURS]
-    assert {line.get_marker() for line in curves} == {"None"}
-    assert below.get_yscale() == "log"
-    assert [bar.get_height() for bar in below.containers[1]] == [2400, 4000, 8000]
+    large, other = figure.axes
+    assert [text.get_text() for text in large.get_yticklabels()] == [FULL, "WTA-CRS@0.3"]
+    assert (large.get_xscale(), large.get_xlim()) == ("log", other.get_xlim())
+    ours = [line for line in large.lines if line.get_label().endswith("GiB")]
+    marks = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ours[:6]]
+    assert marks == [(48, 0), (80, 0), (160, 0), (2400, 1), (4000, 1), (8000, 1)]
+    (paper,) = [line for line in large.lines if line.get_label().startswith("the paper's")]
+    assert paper.get_xdata()[0] == pytest.approx(160 * 550 / 230)
+    texts = [text.get_text() for text in other.texts]
+    assert texts == ["1", "240", "400", "800"]  # nothing where not one sample fits
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert shown == [FULL, "leanest@0.3", "checkpoint"]  # of any model
+    assert shown == ["24 GiB", "40 GiB", "80 GiB", "the paper's ratio to full, in 80 GiB"]
     plt.close(figure)
 
 
@@ -49,11 +53,18 @@ def steps(peak):
     return {"memory": {"peak_bytes": peak * GIB, "at_peak": at_peak}}
 
 
-def test_parts_of_the_peak_are_stacked():
-    figure = memory_figure({"A": {FULL: steps(10), "lean@0.3": steps(5)}, "B": {FULL: steps(20)}})
+def test_parts_of_the_peak_are_stacked_and_the_papers_ratio_is_a_mark():
+    paper = pd.DataFrame(
+        [("A", FULL, 1.0), ("A", "lean@0.3", 1.6), ("B", "lean@0.3", 9.0)],
+        columns=["model", "method", "compression"],
+    )
+    ours = {"A": {FULL: steps(10), "lean@0.3": steps(5)}, "B": {FULL: steps(20)}}
+    figure = memory_figure(ours, paper)
+    marks = [[(*line.get_xdata(), *line.get_ydata()) for line in a.lines] for a in figure.axes]
+    assert marks == [[(6.25, 1)], []]
     ends = [bar.get_x() + bar.get_width() for bar in figure.axes[0].containers[-1]]
     assert ends == pytest.approx([10, 5])
-    assert [text.get_text().strip() for text in figure.axes[0].texts] == [
+    assert [text.get_text() for text in figure.axes[0].texts] == [
         "10.0 (1.0×)",
         "5.0 (2.0×)",
     ]

@@ -48,7 +48,8 @@ def test_a_loss_is_shown_as_one(three_folders):
     assert text["make"]["wtacrs@0.1"] == "ablation"
     _, axis = plt.subplots()
     why._scores(axis, rows[rows["estimator"] != "full"])
-    assert [to_hex(line.get_color()).upper() for line in axis.lines[:1]] == [why.WORSE]
+    (line,) = axis.lines[:1]
+    assert (line.get_marker(), to_hex(line.get_color()).upper()) == why.WORSE
     assert [label.get_text() for label in axis.get_yticklabels()] == [
         "digits digits_tiny, n = 3\nwtacrs@0.1 linear"
     ]
