@@ -113,11 +113,13 @@ def asked_for(overrides: Sequence[str]) -> dict[str, str]:
     """Hash of the config -> what it is, of each point of the grid that ``overrides`` span.
 
     Raises:
-        UserError: a group, choice, key or value that there is not.
+        UserError: a group, choice, key or value that there is not, or rows that cannot be read.
     """
+    from experiments.run.own_task import settle  # it imports torch, which a folder alone needs not
+
     points = {}
     for _, point in grid(check_arguments(RunConfig, overrides, sweeps=True)):
-        config = as_record(compose(RunConfig, point))
+        config = as_record(settle(compose(RunConfig, point)))
         points[config_hash(config)] = f"{label_of(config)} seed={config['seed']}"
     return points
 

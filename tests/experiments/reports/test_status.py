@@ -6,11 +6,12 @@ import subprocess
 
 import pytest
 
-from experiments.config import as_record
+from experiments.config import RunConfig, as_record, compose
 from experiments.records.record import record_path, write_record
 from experiments.records.store import write_json
 from experiments.reports import status
 from experiments.reports.status import read_sweep
+from experiments.run.own_task import settle
 
 TINY = (
     *("model=digits_tiny", "task=digits", "task.max_train_rows=64", "task.max_length=16"),
@@ -105,6 +106,23 @@ def test_overrides_say_what_is_asked_for(leave, folder):
     assert read_sweep(folder, [*TINY, "estimator=pps", "seed=0"]).found["missing"] != []
 
 
+def test_own_rows_and_an_own_model_are_those_of_the_runs(saved_model, make_record, folder):
+    """A run is named after its file and model, and other rows of one name are another run."""
+    file = folder.parent / "my.csv"
+    file.write_text("text,label\nfine,1\nbad,0\n")
+    own = ["task=csv", f"task.train_file={file}", f"model.path={saved_model}"]
+    record = make_record()
+    record.config = as_record(settle(compose(RunConfig, [*own, "seed=0"])))
+    write_record(record, folder / "a.json")
+
+    def missing():
+        return [name[-6:] for name in read_sweep(folder, [*own, "seed=0,1"]).found["missing"]]
+
+    assert missing() == ["seed=1"]
+    file.write_text("text,label\nfine,1\nworse,0\n")
+    assert missing() == ["seed=0", "seed=1"]
+
+
 def test_command(leave, folder, capsys):
     leave("seed=0", seconds=1800.0)
     name = leave("seed=1", state="failed", error={"type": "KeyError", "message": "gone"})
@@ -123,6 +141,7 @@ def test_command(leave, folder, capsys):
         (["runs", "task=chess"], "'task/chess'"),
         (["runs", "budget=0.1,"], "mismatched input"),
         (["foreign"], "a.json is not a valid record"),
+        (["runs", "task=csv", "task.train_file=gone.csv"], "gone.csv"),
     ],
 )
 def test_bad_input_is_one_message(given, part, tmp_path, monkeypatch, capsys):
