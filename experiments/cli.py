@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from experiments.config import CONF, ROOT
+from experiments.errors import one_line
 
 GROUPS = {  # what ls lists: a word for it, and its folder in conf/
     **{"models": "model", "tasks": "task", "tunings": "tuning", "estimators": "estimator"},
@@ -28,6 +29,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+@one_line()
 def report(arguments: list[str]) -> int:
     """One page of a folder of records; of a single record, its short table."""
     if len(arguments) == 1 and arguments[0].endswith(".json"):
@@ -37,15 +39,10 @@ def report(arguments: list[str]) -> int:
 
 def record_table(path: Path) -> int:
     """Print what a record holds."""
-    from experiments.errors import UserError
     from experiments.records.record import read_record
     from experiments.run.summary import show
 
-    try:
-        record = read_record(path)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    record = read_record(path)
     if record.status != "completed":
         told = record.error or {"type": "", "message": ""}
         print(f"{record.status}: {told.get('type')}: {told.get('message')}")

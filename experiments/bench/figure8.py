@@ -24,7 +24,7 @@ from experiments.bench.kept import OUTPUT, keep
 from experiments.bench.timing import paired, summary
 from experiments.config import PlanConfig, compose
 from experiments.config.roots import parse_bytes
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.plan.rehearsal import Rehearsal
 from experiments.plan.search import largest_batch
 from experiments.run.memory import save_memory
@@ -108,6 +108,7 @@ def measure(overrides: Sequence[str], limit: int, b: int, pairs: int) -> dict[st
     }
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench.figure8",
@@ -120,15 +121,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
-    try:
-        if options.limit is None and DEVICE == "cuda":
-            limit = torch.cuda.get_device_properties(0).total_memory
-        else:
-            limit = parse_bytes(options.limit or "8GiB")
-        found = measure(options.overrides, limit, options.reference, options.pairs)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if options.limit is None and DEVICE == "cuda":
+        limit = torch.cuda.get_device_properties(0).total_memory
+    else:
+        limit = parse_bytes(options.limit or "8GiB")
+    found = measure(options.overrides, limit, options.reference, options.pairs)
     path = options.output / f"figure8-{found['model']}.json"
     keep(found, path)
     print(path)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from experiments.errors import UserError
+from experiments.errors import one_line
 from experiments.plan.advice import advice
 from experiments.plan.grid import settings
 from experiments.words import AT_PEAK, in_bytes
@@ -79,6 +79,7 @@ def show(results: dict[str, Plan], is_grid: bool) -> None:
     print(advice([*results.values()]))
 
 
+@one_line(failed=2)
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.plan",
@@ -89,22 +90,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="model=t5_base memory=lean budget=0.3 ...")
     options = parser.parse_intermixed_args(arguments)
     results = {}
-    try:
-        with redirect_stdout(sys.stderr):  # what is printed on the way is none of the result
-            points = settings(options.overrides)
-            from experiments.plan.search import plan  # not before: it loads torch
+    with redirect_stdout(sys.stderr):  # what is printed on the way is none of the result
+        points = settings(options.overrides)
+        from experiments.plan.search import plan  # not before: it loads torch
 
-            is_grid = options.multirun or "" not in points
-            for number, (label, config) in enumerate(points.items(), start=1):
-                if is_grid:
-                    print(f"{number}/{len(points)} {label}")
-                results[label] = plan(config, may_not_fit=is_grid)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        is_grid = options.multirun or "" not in points
+        for number, (label, config) in enumerate(points.items(), start=1):
+            if is_grid:
+                print(f"{number}/{len(points)} {label}")
+            results[label] = plan(config, may_not_fit=is_grid)
     show(results, is_grid)
     return 0
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.errors import UserError
+from experiments.errors import one_line
 from experiments.plan.kept import kept, planned_batches, planned_step
 from experiments.records.planned import FULL, index_path
 from experiments.records.store import write_json
@@ -118,6 +118,7 @@ def publish(name: str, find: Callable[[tuple[str, ...]], Path | None], folder: P
     return sum(path is None for methods in found.values() for path in methods.values())
 
 
+@one_line(interrupted="interrupted; what is planned is kept, the same command goes on")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.plan.published",
@@ -138,14 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
             planned_batches(overrides, FITS, options.records, options.overwrite)
         return kept(kind, overrides, options.records)
 
-    try:
-        missing = publish(options.what, find, options.records)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; what is planned is kept, the same command goes on", file=sys.stderr)
-        return 130
+    missing = publish(options.what, find, options.records)
     print(f"{index_path(options.records, options.what)}: {missing} rows without a record")
     return 0
 

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.plan.kept import Record, planned_step
 from experiments.plan.start import run_all
 from experiments.records.grid import Cell, cells, configs, is_done, load_grid
@@ -82,6 +82,7 @@ def show_costs(of: list[Cell], folder: Path, tflops: float | None) -> None:
         print("hours need a rate: --tflops 60, say, for what your GPU reaches in fp32 products")
 
 
+@one_line(interrupted="interrupted; the same command goes on")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.plan.table1",
@@ -94,25 +95,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="folder of the records; default: in outputs")
     parser.add_argument("--plans", type=Path, default=Path("outputs/plan"))
     options = parser.parse_args(arguments)
-    try:
-        grid = load_grid(f"table1_{options.scale}", options.results)
-        of = cells(grid)
-        if "rows" in grid:
-            show_costs(of, options.plans, options.tflops)
-        with redirect_stdout(sys.stderr):
-            found = configs(of)
+    grid = load_grid(f"table1_{options.scale}", options.results)
+    of = cells(grid)
+    if "rows" in grid:
+        show_costs(of, options.plans, options.tflops)
+    with redirect_stdout(sys.stderr):
+        found = configs(of)
+    _count(found)
+    if options.run and grid.get("needs_gpu") and not torch.cuda.is_available():
+        print("missing: a CUDA device, which these runs need; none was started")
+    elif options.run:
+        print(", ".join(f"{count} {what}" for what, count in run_all(found).items()))
         _count(found)
-        if options.run and grid.get("needs_gpu") and not torch.cuda.is_available():
-            print("missing: a CUDA device, which these runs need; none was started")
-        elif options.run:
-            print(", ".join(f"{count} {what}" for what, count in run_all(found).items()))
-            _count(found)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
     return 0
 
 

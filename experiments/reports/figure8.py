@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from experiments.config import ROOT
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.reports.commits import commit_note
 from experiments.reports.drawing import STYLE, panels, save
 from experiments.reports.paper import LARGEST
@@ -143,6 +143,7 @@ def write(folder: Path, paper: Path, output: Path) -> Path:
     return path
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.reports.figure8", description=__doc__
@@ -151,11 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--paper", type=Path, default=PAPER)
     parser.add_argument("--output", type=Path, default=Path("outputs"))
     options = parser.parse_args(arguments)
-    try:
-        print(write(options.records, options.paper, options.output))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(write(options.records, options.paper, options.output))
     return 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.records.planned import read_planned
 from experiments.records.record import read_record
 from experiments.reports.commits import commit_note
@@ -96,6 +96,7 @@ KINDS = {
 }
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.reports.figures",
@@ -107,11 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs"))
     parser.add_argument("--name", help="how files begin; else the folder of the records is it")
     options = parser.parse_args(arguments)
-    try:
-        draw(options.kind, options.records, options.output, options.name)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    draw(options.kind, options.records, options.output, options.name)
     return 0
 
 

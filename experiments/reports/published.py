@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.config import ROOT
-from experiments.errors import UserError
+from experiments.errors import one_line
 from experiments.reports import decoders, figure8, figures, table2, tables
 from experiments.reports import why as picture
 
@@ -85,6 +85,7 @@ PUBLISHED: dict[str, Build] = {
 }
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.reports.published",
@@ -94,12 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", choices=[*PUBLISHED, []], help="default: all")
     options = parser.parse_args(arguments)
     results = ROOT / "results"
-    try:
-        for name in options.names or PUBLISHED:
-            PUBLISHED[name](results, results, ROOT)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for name in options.names or PUBLISHED:
+        PUBLISHED[name](results, results, ROOT)
     return 0
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from experiments.config import RunConfig, as_record, compose
 from experiments.config.arguments import check_arguments, grid
 from experiments.config.known import PYTHON_LIBRARY
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.records.claims import SUFFIX, is_alive, read_claim
 from experiments.records.record import config_hash, read_record
 
@@ -132,6 +132,7 @@ def shown(seconds: float) -> str:
     )
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="wtacrs status",
@@ -142,11 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="as given to run.py -m, say seed=0,1,2")
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
-    try:
-        sweep = read_sweep(options.folder, options.overrides)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    sweep = read_sweep(options.folder, options.overrides)
     print(
         ", ".join(f"{len(names)} {state.replace('_', ' ')}" for state, names in sweep.found.items())
     )

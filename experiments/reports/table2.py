@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.config import ROOT
-from experiments.errors import UserError
+from experiments.errors import one_line
 from experiments.records.planned import FULL, Planned, read_planned
 from experiments.reports.commits import commit_note
 from experiments.reports.latex import latex
@@ -153,6 +153,7 @@ def _markdown(text: pd.DataFrame) -> str:
     return text.to_markdown(index=False, disable_numparse=True, colalign=sides) + "\n"
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.reports.table2", description=__doc__
@@ -162,11 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs/tables/table2"))
     parser.add_argument("--splice", type=Path, help="put the table into this document too")
     options = parser.parse_args(arguments)
-    try:
-        print(write(options.records, options.paper, options.output, options.splice))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(write(options.records, options.paper, options.output, options.splice))
     print(f"{options.output.with_suffix('.md')}, .csv and .tex")
     return 0
 

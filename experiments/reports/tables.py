@@ -18,7 +18,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.reports.commits import commit_note
 from experiments.reports.latex import latex
 from experiments.reports.paper import paper_scores
@@ -142,6 +142,7 @@ def splice_task(
     splice(document, markdown(text) + note(runs), mark)
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.reports.tables",
@@ -155,13 +156,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", help="put in the rows of this task alone")
     options = parser.parse_args(arguments)
     output = options.output or Path("outputs/tables") / options.records.resolve().name
-    try:
-        text = write_tables(options.records, output, options.protocol)
-        if options.splice is not None:
-            splice_task(options.splice, options.records, text, options.task, output.name)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    text = write_tables(options.records, output, options.protocol)
+    if options.splice is not None:
+        splice_task(options.splice, options.records, text, options.task, output.name)
     shown = Table(*text.columns)
     for row in text.itertuples(index=False):
         shown.add_row(*row)

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.config import RunConfig, TaskConfig
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.records.store import write_text
 from experiments.run.files import Row, read_rows
 from experiments.run.labels import text_of
@@ -159,6 +159,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="wtacrs predict",
@@ -175,16 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = model_folder(given.model) if given.model.suffix == ".json" else given.model
     suffix = given.file.suffix if given.file.suffix in SEPARATORS else ".jsonl"
     output = given.output or given.file.with_name(f"{given.file.stem}.predicted{suffix}")
-    try:
-        count = predict(
-            folder, given.file, output, given.batch_size, given.new_tokens, given.device
-        )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    count = predict(folder, given.file, output, given.batch_size, given.new_tokens, given.device)
     print(f"{count} rows: {output}")
     return 0
 

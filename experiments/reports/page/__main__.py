@@ -11,13 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.errors import UserError
+from experiments.errors import one_line
 from experiments.reports.page.folder import read_folder
 from experiments.reports.page.render import render
 from experiments.reports.runs import PROTOCOLS
 from experiments.words import in_bytes
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="wtacrs report",
@@ -30,13 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     name = f"{options.records.resolve().name}.html"
     output = options.output or Path("outputs/reports") / name
-    try:
-        page = render(read_folder(options.records, options.protocol))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page, encoding="utf-8")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    page = render(read_folder(options.records, options.protocol))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
     print(f"{output} ({in_bytes(output.stat().st_size)})")
     return 0
 
