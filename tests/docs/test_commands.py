@@ -1,7 +1,6 @@
 """Every command on a page is one that there is: it composes, or names what exists. The quick ones
 of README run."""
 
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from experiments.config.command import command
 from experiments.config.compose import compose
 from experiments.plan.grid import settings
 from tests.docs.pages import commands
+from tests.stranger import run
 
 COMMANDS = commands()
 PYTHON = ("python", ".venv/bin/python")
@@ -152,25 +152,11 @@ def of_readme(*begin):
     return words
 
 
-def run(words, tmp_path):
-    paths = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=tmp_path,
-        env={**os.environ, **paths},
-        capture_output=True,
-        text=True,
-        timeout=240,  # it takes less than a minute on two cores that are free
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_second_command_of_readme_runs(tmp_path):
     """And says what README's table says."""
     script, *rest = of_readme(".venv/bin/python", "run.py", "mode=plan")[1:]
-    printed = run([str(ROOT / script), *rest], tmp_path)
+    printed = run(tmp_path, ROOT / script, *rest)
     peak = re.search(r"peak +│ (\d+\.\d+) GiB", printed)[1]
     row = re.search(r"leanest@0\.3 +\|[^|]*\| +(\S+) ·", (ROOT / "README.md").read_text())
     assert peak == row[1]
@@ -184,11 +170,11 @@ def test_sweep_status_and_table_run(tmp_path):
     chosen = [f"{w.split('=')[0]}={small.get(w.split('=')[0], w.partition('=')[2])}" for w in sweep]
     words = [word if "=" in before else before for before, word in zip(sweep, chosen, strict=True)]
     tiny = ("training.max_steps=2", "task.max_train_rows=16", "measure.memory=false")
-    run([str(ROOT / words[0]), *words[1:], *tiny], tmp_path)
+    run(tmp_path, ROOT / words[0], *words[1:], *tiny)
     assert len(list((tmp_path / "outputs" / "runs").glob("*.json"))) == 3
     for name, shown in (("status", "3 completed"), ("table", "wtacrs@0.3"), ("ls", "models")):
         words = of_readme("wtacrs", name)
-        assert shown in run(["-m", "experiments.cli", *words[1:]], tmp_path)
+        assert shown in run(tmp_path, "-m", "experiments.cli", *words[1:])
 
 
 def test_all_that_there_is_to_choose_is_on_the_page():

@@ -1,14 +1,12 @@
 """Every example runs as a stranger would run it, offline, and shows what it says."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
 from experiments.config import ROOT
+from tests.stranger import run
 
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
@@ -30,22 +28,6 @@ for cell in cells:
     if cell["cell_type"] == "code":
         exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
 """
-
-
-def run(tmp_path, *arguments):
-    """As ``python ...`` away from the repository; without the variables of whoever runs tests."""
-    paths = {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
-    paths |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=tmp_path,
-        env={**os.environ, **paths},
-        capture_output=True,
-        text=True,
-        timeout=240,  # it takes less than a minute on two cores that are free
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def losses(printed):
