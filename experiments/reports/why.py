@@ -87,7 +87,7 @@ def read_times(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 def figure(planned: dict[str, Any], times: dict[str, Any], rows: pd.DataFrame) -> Any:
     """Three panels: what is planned of one model, times, and differences of scores."""
     drawn, axes = plt.subplots(
-        1, 3, figsize=(11.6, 4.6), layout="constrained", width_ratios=(1.35, 0.85, 0.9)
+        1, 3, figsize=(11, 5.2), layout="constrained", width_ratios=(1.5, 0.75, 0.85)
     )
     _memory(axes[0], planned)
     _times(axes[1], times)
@@ -103,9 +103,9 @@ def _memory(axis: Axes, methods: dict[str, Any]) -> None:
         at = methods[method]["flops"] / full, methods[method]["memory"]["peak_bytes"] / GIB
         filled = "none" if method.startswith("LoRA") else colour
         axis.plot(*at, marker, color=colour, markerfacecolor=filled, ms=7)
-        axis.annotate(method, at, offset, textcoords="offset points", fontsize=8, color=colour)
+        axis.annotate(method, at, offset, textcoords="offset points", fontsize=9, color=colour)
     axis.axvline(1, color="black", lw=0.8, ls=":")
-    axis.set_xlim(0.62, 1.32)
+    axis.set_xlim(0.62, 1.38)
     axis.set_ylim(0, None)
     axis.set_xlabel("operations of a step / full's")
     axis.set_ylabel("peak, GiB")
@@ -139,7 +139,7 @@ def _scores(axis: Axes, rows: pd.DataFrame) -> None:
         method = f"{row['estimator']}@{row['budget']:g} {row['memory']}"
         names.append(f"{row['task']} {row['model']}, n = {row['n']}\n{method}")
     axis.axvline(0, color="black", lw=0.8, ls=":")
-    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.set_yticks(range(len(names)), names, fontsize=8.5)
     axis.invert_yaxis()
     axis.set_xlabel("score × 100 − full's\npaired by seed, 95 %")
     axis.set_title("measured: scores; ×: worse", fontsize=10)
