@@ -29,10 +29,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "checkpoint_offload": NOTHING | {"recompute": "checkpoint_offload"},
 }
 
+#: Of the Trainer (its argument optim), the default first.
+OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "adamw_8bit", "paged_adamw_8bit")
+BITSANDBYTES = OPTIMIZERS[3:]
 PRECISIONS = ("fp32", "bf16-autocast", "bf16")
 CLASSIFICATION = ("accuracy", "f1", "matthews_correlation")
 REGRESSION = ("pearson", "spearman")
 LANGUAGE = ("perplexity", "token_accuracy")
+HUB = "hub:"  # before the name of data on the hub, in place of a file of rows
 PYTHON_LIBRARY = "python-library"  # in place of a file of rows
 TEXT_TO_TEXT = ("t5",)  # types of models that answer in words
 LADDERS = ("t5", "bert", "mpnet")  # types of models that tuning=lst knows

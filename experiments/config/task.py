@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.config.build import left_out
-from experiments.config.known import CLASSIFICATION, LANGUAGE, REGRESSION
+from experiments.config.known import CLASSIFICATION, HUB, LANGUAGE, REGRESSION
 from experiments.config.rules import (
     check_choice,
     check_distinct,
@@ -19,6 +21,7 @@ from experiments.config.rules import (
 from experiments.config.sentences import HubConfig, TextToTextConfig, check_sentences
 
 OWN = ("sft", "csv")  # their rows lie in files of one's own
+ON_HUB = HUB + r"[\w.-]+(/[\w.-]+){0,2}(:[\w.-]+)?"
 SOURCES = ("glue", "digits", *OWN)
 MOST_NUMBERS = 1000  # that a regression can answer: each is tried for each row
 
@@ -32,12 +35,14 @@ class TaskConfig:
     # to be continued, and csv, with a label.
     source: str = "glue"
     data_dir: str | None = None  # a folder in the GLUE layout; null: the hub
-    # Of one's own: .csv .tsv .jsonl .json, or a folder of datasets.
+    # Of one's own: .csv .tsv .jsonl .json, a folder of datasets, or hub:OWNER/DATA.
     train_file: str | None = left_out()
     eval_file: str | None = left_out()  # null: a tenth of the rows
     data_sha256: str | None = left_out()  # of its rows, which a run finds out
     max_length: int = 128  # tokens of a row, the rest is cut off
+    pad_to_max_length: bool = left_out(False)  # each row; false: a batch to its longest row
     max_train_rows: int | None = None  # null: all
+    max_eval_rows: int | None = left_out()  # of each split that is evaluated; null: all
     folder: str | None = left_out()  # in data_dir
     files: dict[str, str] | None = left_out()  # train, validation and maybe more, in the folder
     columns: int | dict[str, int] | None = left_out()  # of a row; by split where they differ
@@ -57,8 +62,12 @@ class TaskConfig:
         check_choice("task.source", self.source, SOURCES)
         check_text("task.data_dir", self.data_dir)
         check_range("task.max_length", self.max_length, 2, most=2**20)
-        if self.max_train_rows is not None:
-            check_range("task.max_train_rows", self.max_train_rows, 1, remedy="null takes all")
+        for key in ("max_train_rows", "max_eval_rows"):
+            if (most := getattr(self, key)) is not None:
+                check_range(f"task.{key}", most, 1, remedy="null takes all")
+        if self.pad_to_max_length and self.source == "digits":
+            rule = "is of text; the rows of task=digits are of one length already"
+            raise wrong("task.pad_to_max_length", True, rule)
         self._check_own()
         if self.source == "sft":
             self._check_continued()
@@ -86,6 +95,13 @@ class TaskConfig:
         """How many a row has."""
         return len(self.text_columns or self.text or ())
 
+    @property
+    def padding(self) -> dict[str, Any]:
+        """What a tokenizer is told of it."""
+        if self.pad_to_max_length:
+            return {"padding": "max_length", "max_length": self.max_length}
+        return {"padding": "longest"}
+
     def width(self, split: str) -> int:
         """Columns of a row in the file of ``split``."""
         columns = self.columns if isinstance(self.columns, int) else (self.columns or {}).get(split)
@@ -99,8 +115,13 @@ class TaskConfig:
                 check_text(f"task.{key}", file)
                 if self.source not in OWN:
                     raise wrong(f"task.{key}", file, f"is of task={' and '.join(OWN)}")
+                if file.startswith(HUB) and not re.fullmatch(ON_HUB, file):
+                    rule = (
+                        "must be hub:OWNER/DATA, then /CONFIGURATION and :SPLIT if it has several"
+                    )
+                    raise wrong(f"task.{key}", file, rule)
         if self.source in OWN and self.train_file is None:
-            files = "a file, .csv .tsv .jsonl .json, or a datasets folder"
+            files = "a file, .csv .tsv .jsonl .json, a datasets folder, or hub:OWNER/DATA"
             raise wrong("task.train_file", None, f"must name {files}")
         for key in ("text_columns", "label_column"):
             value = getattr(self, key)

@@ -1,7 +1,8 @@
 """Files of one's own -> rows, each with its place, "file:line", for whoever finds fault with it.
 
 A .jsonl has an object a line, a .json one array of objects; a .csv or .tsv has a header, and a cell
-in quotes may hold separators and line ends. A folder is one that ``datasets`` has saved.
+in quotes may hold separators and line ends. A folder is one that ``datasets`` has saved; "hub:"
+stands before the name of data on the hub.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 from datasets import DatasetDict, load_from_disk
 
 from experiments.config import TaskConfig
-from experiments.config.known import PYTHON_LIBRARY
+from experiments.config.known import HUB, PYTHON_LIBRARY
+from experiments.run import hub
 from experiments.run.documentation import documentation
 from experiments.run.glue import TaskError
 
@@ -38,7 +40,7 @@ def read_splits(task: TaskConfig) -> dict[str, list[Row]]:
         rows = [(told, {"prompt": told, "completion": text}) for told, text in pairs]
     else:
         rows = read_rows(name, "train")
-        given = given or (name if _has_validation(name) else None)
+        given = given or _with_validation(name)
     if given is not None:
         return {"train": rows, "validation": read_rows(given, "validation")}
     if len(rows) < 2:
@@ -57,6 +59,10 @@ def read_rows(name: str, split: str = "train") -> list[Row]:
     Raises:
         TaskError: it is not what its name says, or has no rows.
     """
+    if name.startswith(HUB):
+        if not (rows := [*hub.rows_of(name, split)]):
+            raise TaskError(f"{name} has no rows")
+        return rows
     path = Path(name).expanduser()
     readers = {".jsonl": _lines_of_json, ".json": _array, ".csv": _table, ".tsv": _table}
     if path.is_dir():
@@ -152,9 +158,15 @@ def _loaded(folder: Path) -> Any:
         raise TaskError(f"{folder} is no folder saved by datasets ({error})") from error
 
 
-def _has_validation(name: str) -> bool:
+def _with_validation(name: str) -> str | None:
+    """What has a split "validation" beside the rows of ``name``, if there is one."""
+    if name.startswith(HUB):
+        place, _, split = name.removeprefix(HUB).partition(":")
+        found = "validation" in hub.splits_of(name) and split != "validation"
+        return HUB + place if found else None
     folder = Path(name).expanduser()
-    return folder.is_dir() and isinstance(found := _loaded(folder), dict) and "validation" in found
+    found = folder.is_dir() and isinstance(there := _loaded(folder), dict) and "validation" in there
+    return name if found else None
 
 
 def _of_folder(folder: Path, split: str) -> Iterator[Row]:

@@ -8,6 +8,7 @@ every number in the table without a trace.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from experiments.config import HubConfig, TaskConfig
+from experiments.config import TaskConfig
 from experiments.config.task import OWN
-from experiments.run import sft
+from experiments.run import hub, sft
 from experiments.run.files import read_splits
-from experiments.run.glue import Rows, TaskError, read_file, read_label
+from experiments.run.glue import Rows, TaskError, read_file
 from experiments.run.labels import labelled
 
 
@@ -50,7 +51,8 @@ def load_task(
     `tokenizer` may be None for digits, whose pixels are their own token ids. `sample_ids` is a
     row's position 0..N-1 in the training set used. With `max_train_rows` below the file's rows,
     that set is the first rows of one fixed shuffle: subsets are nested and equal between seeds,
-    and `seed`, for a task that would draw its data at random, changes nothing here.
+    and `seed`, for a task that would draw its data at random, changes nothing here. So it is with
+    `max_eval_rows` and the other splits.
 
     Raises TaskError for settings and data that break a rule, and when the hub cannot be reached.
     """
@@ -64,14 +66,19 @@ def load_task(
     elif task.data_dir is not None:
         splits = _read_folder(task)
     else:
-        splits = _read_hub(task)
+        splits = hub.read_hub(task)
     if text is not None:
         splits = {name: _as_text(rows, text) for name, rows in splits.items()}
-    train = _encode(_subset(splits.pop("train"), task.max_train_rows), task, tokenizer)
+    most = {"train": task.max_train_rows}
+    found = {
+        name: _encode(_subset(rows, most.get(name, task.max_eval_rows)), task, tokenizer)
+        for name, rows in splits.items()
+    }
+    train = found.pop("train")
     train = train.add_column("sample_ids", np.arange(len(train)))
     return TaskData(
         train=train,
-        validation={name: _encode(split, task, tokenizer) for name, split in splits.items()},
+        validation=found,
         num_labels=1 if task.labels is None else len(task.labels),
         regression=task.regression,
         max_tokens=pc.max(pc.list_value_length(train.data.column("input_ids"))).as_py(),
@@ -82,11 +89,12 @@ def _continued(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -> T
     """Prompts and completions."""
     if tokenizer is None:
         raise TaskError(f"task {task.name!r} is text, which tokenizer=None cannot read.")
-    splits = {name: sft.pairs(rows, tokenizer) for name, rows in read_splits(task).items()}
-    if (most := task.max_train_rows) is not None and most < len(splits["train"]):
-        kept = np.random.RandomState(0).permutation(len(splits["train"]))[:most]
-        splits["train"] = [splits["train"][i] for i in kept]
-    found = {name: sft.encode(rows, tokenizer, task.max_length) for name, rows in splits.items()}
+    found = {}
+    for name, rows in read_splits(task).items():
+        most = task.max_train_rows if name == "train" else task.max_eval_rows
+        pairs = sft.pairs(rows, tokenizer)
+        kept = [pairs[i] for i in _kept(len(pairs), most)]
+        found[name] = sft.encode(kept, tokenizer, task.max_length)
     train = found.pop("train")
     train = train.add_column("sample_ids", np.arange(len(train)))
     longest = max(map(len, train["input_ids"]))
@@ -135,8 +143,8 @@ def check_source(task: TaskConfig) -> None:
     assert task.hub is not None
     try:
         load_dataset_builder(task.hub.path, task.hub.name)
-    except Exception as error:  # as in _read_hub
-        raise TaskError(_out_of_reach(task, error)) from error
+    except Exception as error:  # as in read_hub
+        raise TaskError(hub.out_of_reach(task, error)) from error
 
 
 def _folder(task: TaskConfig) -> Path:
@@ -166,58 +174,17 @@ def _read_folder(task: TaskConfig) -> dict[str, Rows]:
     }
 
 
-def _read_hub(task: TaskConfig) -> dict[str, Rows]:
-    from datasets import load_dataset
-
-    hub = task.hub
-    assert hub is not None
-    try:
-        loaded = load_dataset(hub.path, hub.name)
-    except Exception as error:  # offline, proxies, timeouts, gated: each has a class of its own
-        raise TaskError(_out_of_reach(task, error)) from error
-    splits = {}
-    for split in task.files or ():
-        name = (hub.splits or {}).get(split, split)
-        _check_there(hub, [name], [*loaded])
-        table = loaded[name]
-        _check_there(hub, [*hub.text, "label"], table.column_names)
-        sentences = zip(*(table[column] for column in hub.text), strict=True)
-        where = f"hub {hub.path} {hub.name} {split}"
-        labels = [read_label(task, label, f"{where}:{i}") for i, label in enumerate(table["label"])]
-        if not labels:
-            raise TaskError(
-                f"hub {hub.path} {hub.name}: the split {name!r} has no rows; a task needs at least"
-                " one. Correct task.hub in the task's YAML file, or give task.data_dir."
-            )
-        splits[split] = Rows([list(pair) for pair in sentences], labels)
-    return splits
-
-
-def _out_of_reach(task: TaskConfig, error: Exception) -> str:
-    assert task.hub is not None
-    return (
-        f"task {task.name!r} could not be loaded from the hub ({task.hub.path},"
-        f" {task.hub.name}): {type(error).__name__}: {error}. Give a folder in the GLUE layout"
-        " with task.data_dir=..., or name it in the environment variable GLUE_DIR, or run"
-        " experiment=demo, which needs no download."
-    )
-
-
-def _check_there(hub: HubConfig, wanted: list[str], there: list[str]) -> None:
-    """Refuse a split or a column that the data set on the hub has not."""
-    if missing := [name for name in wanted if name not in there]:
-        raise TaskError(
-            f"hub {hub.path} {hub.name} has no {', '.join(missing)}, but {', '.join(there)};"
-            " correct task.hub."
-        )
-
-
 def _subset(rows: Rows, most: int | None) -> Rows:
-    if most is None or most >= len(rows.labels):
-        return rows
-    # RandomState, not default_rng: numpy promises that only the former's stream never changes.
-    kept = np.random.RandomState(0).permutation(len(rows.labels))[:most]
+    kept = _kept(len(rows.labels), most)
     return Rows([rows.inputs[i] for i in kept], [rows.labels[i] for i in kept])
+
+
+def _kept(rows: int, most: int | None) -> Sequence[int]:
+    if most is None or most >= rows:
+        return range(rows)
+    # RandomState, not default_rng: numpy promises that only the former's stream never changes.
+    kept: list[int] = np.random.RandomState(0).permutation(rows)[:most].tolist()
+    return kept
 
 
 def _as_text(rows: Rows, text: str) -> Rows:
