@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from experiments.config.build import left_out
 from experiments.config.groups import (
     FULL,
     EstimatorConfig,
@@ -14,7 +15,14 @@ from experiments.config.groups import (
     TuningConfig,
     check_estimator,
 )
-from experiments.config.known import LADDERS, NOTHING, PRECISIONS, TEXT_TO_TEXT
+from experiments.config.known import (
+    BITSANDBYTES,
+    LADDERS,
+    NOTHING,
+    OPTIMIZERS,
+    PRECISIONS,
+    TEXT_TO_TEXT,
+)
 from experiments.config.rules import (
     check_budget,
     check_choice,
@@ -144,15 +152,22 @@ class PlanConfig:
     batch_size: int = 32
     max_length: int = 128  # tokens of each sample
     target_length: int = 2  # tokens of the answer, of T5: a label word and the end
-    precision: str = "fp32"  # as training.precision of a run
+    precision: str = "fp32"  # as training.precision of a run; so are the next two
+    optimizer: str = left_out(OPTIMIZERS[0])
+    gradient_accumulation_steps: int = left_out(1)
     device: str = "cuda"  # or cpu: whose kernels are counted; no such device is needed
     fits: str | None = None  # a memory, 24GiB or 80GB: the largest batch that fits is searched for
     output: str = "table"  # or json
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_length", "target_length"):
+        sizes = ("batch_size", "max_length", "target_length", "gradient_accumulation_steps")
+        for name in sizes:
             check_range(name, getattr(self, name), 1, most=MOST_SAMPLES)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        if self.optimizer in BITSANDBYTES:
+            rule = "cannot be planned: kernels of bitsandbytes make its states; measure it, with"
+            raise wrong("optimizer", self.optimizer, f"{rule} mode=measure on the GPU")
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("device", self.device, ("cuda", "cpu"))
         check_choice("output", self.output, ("table", "json"))

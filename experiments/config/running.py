@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from experiments.config.build import left_out
-from experiments.config.known import CENTRES, ESTIMATORS, GRAD_NORMS, PRECISIONS
+from experiments.config.known import CENTRES, ESTIMATORS, GRAD_NORMS, OPTIMIZERS, PRECISIONS
 from experiments.config.rules import (
     check_budget,
     check_choice,
@@ -15,25 +16,32 @@ from experiments.config.rules import (
 )
 
 MOST_STEPS = 2**40
+WARMUP_RATIO = 0.06
 MOST_SAMPLES = 2**20  # of a batch; more is a slip of the pen, and sizes of tensors would overflow
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """AdamW with linear decay; the usual fine-tuning values for encoders."""
+    """AdamW and linear decay; the usual fine-tuning values for encoders."""
 
     epochs: float = field(default=3, metadata={"counted": True})
     max_steps: int = -1  # above 0 it ends the run, whatever the epochs say
     batch_size: int = 32
+    # Batches of batch_size whose gradients are added up to one step; memory is that of one batch.
+    gradient_accumulation_steps: int = left_out(1)
     eval_batch_size: int = 128  # of task=sft at most batch_size: its logits are large
+    optimizer: str = left_out(OPTIMIZERS[0])  # as the Trainer's optim; 8-bit: of bitsandbytes
     learning_rate: float = 5.0e-5
     weight_decay: float = 0.01
-    warmup_ratio: float = 0.06
+    warmup_ratio: float = WARMUP_RATIO  # of all steps
+    warmup_steps: int | None = left_out()  # in its place: how many
     max_grad_norm: float = 1.0
     group_by_length: bool = False  # batches of samples of about the same length, so less padding
     # bf16-autocast: products in bf16; bf16: parameters, gradients and optimizer state too.
     precision: str = "fp32"
     device: str = "auto"  # or cpu
+    # Above 0: end after so many epochs in which the task's first metric was no better than before.
+    early_stopping_patience: int | None = left_out()
     checkpoint_steps: int = 0  # above 0: save every so many steps, and resume from the last one
     checkpoint_minutes: float = 5  # the same by the clock; 0: not
     save_model: bool | None = left_out()  # beside the record; null: of tasks of one's own
@@ -42,7 +50,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_range("training.epochs", self.epochs, above=0, most=100_000)
-        for name in ("batch_size", "eval_batch_size"):
+        for name in ("batch_size", "eval_batch_size", "gradient_accumulation_steps"):
             check_range(f"training.{name}", getattr(self, name), above=0, most=MOST_SAMPLES)
         if self.max_steps != -1:
             end = "-1 leaves the end to training.epochs"
@@ -52,14 +60,44 @@ class TrainingConfig:
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "checkpoint_steps"):
             check_range(f"training.{name}", getattr(self, name), 0)
         check_range("training.checkpoint_minutes", self.checkpoint_minutes, 0)
-        if not 0 <= self.warmup_ratio < 1:
-            rule = "is a share of all steps, in [0, 1), for instance 0.06"
-            raise wrong("training.warmup_ratio", self.warmup_ratio, rule)
+        check_choice("training.optimizer", self.optimizer, OPTIMIZERS)
+        self._check_warmup()
+        self._check_stopping()
         if self.world_size < 1 or self.batch_size % self.world_size:
             rule = f"processes cannot share a batch of training.batch_size={self.batch_size} evenly"
             raise wrong("training.world_size", self.world_size, rule)
         check_choice("training.precision", self.precision, PRECISIONS)
         check_choice("training.device", self.device, ("auto", "cpu"))
+
+    def steps(self, rows: int) -> int:
+        """Steps of the optimizer, in all epochs, over a training set of ``rows``."""
+        if self.max_steps > 0:
+            return self.max_steps
+        batches = math.ceil(rows / self.batch_size)
+        return math.ceil(math.ceil(batches / self.gradient_accumulation_steps) * self.epochs)
+
+    def _check_warmup(self) -> None:
+        ratio, steps = self.warmup_ratio, self.warmup_steps
+        if not 0 <= ratio < 1:
+            rule = "is a share of all steps, in [0, 1), for instance 0.06"
+            many = "; for a number of steps: training.warmup_steps" if ratio >= 1 else ""
+            raise wrong("training.warmup_ratio", ratio, rule + many)
+        if steps is None:
+            return
+        check_range("training.warmup_steps", steps, 0, most=MOST_STEPS)
+        if ratio not in (0, WARMUP_RATIO):
+            rule = f"and training.warmup_ratio={ratio:g} both say how long it is; leave one out"
+            raise wrong("training.warmup_steps", steps, rule)
+        object.__setattr__(self, "warmup_ratio", 0.0)
+
+    def _check_stopping(self) -> None:
+        if (patience := self.early_stopping_patience) is None:
+            return
+        remedy = "null trains to the end"
+        check_range("training.early_stopping_patience", patience, 1, remedy=remedy)
+        if self.max_steps == -1 and patience >= self.epochs:
+            rule = f"would never stop a run of training.epochs={self.epochs:g}; give fewer"
+            raise wrong("training.early_stopping_patience", patience, rule)
 
 
 @dataclass(frozen=True, kw_only=True)

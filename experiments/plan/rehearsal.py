@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from transformers.optimization import Adafactor
 
 from experiments.config import PlanConfig
 from experiments.errors import UserError
@@ -34,7 +35,7 @@ from wtacrs.measure.step import StepMemory, measure_step
 class Rehearsal:
     """A model with its optimizer, as a plan's config describes them, ready to make fake steps.
 
-    The model trains with dropout on; AdamW is fused and has its state already.
+    The model trains with dropout on; the optimizer has its state already.
 
     Raises:
         UserError: the model cannot be had, or something asked for does not fit it.
@@ -54,7 +55,7 @@ class Rehearsal:
         with self._fake:
             self.model.to_empty(device="cpu").tie_weights()
             self.model.train()
-            self.optimizer = _adamw_with_state(self.model)
+            self.optimizer = _optimizer_with_state(self.model, config)
         # Each step is a second one, which has gradient norms to start from, whatever came before.
         self._second = None if self.sampler is None else self._state_after_a_step(self.sampler)
 
@@ -65,11 +66,15 @@ class Rehearsal:
                 batch, operations = self._batch(batch_size), Operations()
 
                 def run() -> None:
+                    operations.total = 0
                     with operations:
                         self._forward_and_backward(batch)
 
+                several = self.config.gradient_accumulation_steps
                 try:
-                    memory = measure_step(self.model, self.optimizer, batch, step=run)
+                    memory = measure_step(
+                        self.model, self.optimizer, batch, step=run, accumulates=several > 1
+                    )
                 except (RuntimeError, OverflowError) as error:
                     if "overflow" not in str(error).lower():
                         raise
@@ -77,7 +82,7 @@ class Rehearsal:
                         f"batch_size={batch_size} of max_length={self.config.max_length} cannot be "
                         "planned: tensors would have more elements than can be counted"
                     ) from error
-            self._done[batch_size] = memory, operations.total
+            self._done[batch_size] = memory, operations.total * several
         return self._done[batch_size]
 
     def peak_bytes(self, batch_size: int) -> int:
@@ -128,9 +133,16 @@ class Rehearsal:
             return sampler.state_dict()
 
 
-def _adamw_with_state(model: nn.Module) -> torch.optim.AdamW:
+def _optimizer_with_state(model: nn.Module, config: PlanConfig) -> torch.optim.Optimizer:
+    """The Trainer's, after a step."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, fused=True)
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "adafactor":
+        optimizer = Adafactor(trained, lr=1e-3, scale_parameter=False, relative_step=False)
+    elif config.optimizer == "adamw_torch":
+        optimizer = torch.optim.AdamW(trained, foreach=config.device == "cuda")
+    else:
+        optimizer = torch.optim.AdamW(trained, fused=True)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -26,15 +26,18 @@ from experiments.records.grid import Cell, cells, configs, is_done, load_grid
 from experiments.words import GIB, MISSING
 
 GROUPS = ("model=", "tuning", "estimator", "memory", "budget")  # of a run, that a plan has too
+OF_STEP = tuple(
+    f"training.{key}=" for key in ("batch_size", "gradient_accumulation_steps", "optimizer")
+)
 SIZE = ("max_length=128", "target_length=2", "precision=fp32", "device=cuda")
 
 
 def planned(cell: Cell, folder: Path) -> Record | str:
     """The plan of one training step of a cell, kept in ``folder``; or why there is none."""
-    batch = next(text for text in cell.overrides if text.startswith("training.batch_size="))
     own = [text for text in cell.overrides if text.startswith(GROUPS)]
+    own += [text.removeprefix("training.") for text in cell.overrides if text.startswith(OF_STEP)]
     try:
-        return planned_step((*own, batch.removeprefix("training."), *SIZE), folder)
+        return planned_step((*own, *SIZE), folder)
     except UserError as error:
         return str(error)
 

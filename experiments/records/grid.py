@@ -7,7 +7,6 @@ overrides of run.py; ``settings`` of a block hold values, or a value for each ta
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -16,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.config import ROOT, RunConfig, as_record, compose
+from experiments.config import ROOT, RunConfig, TrainingConfig, as_record, compose
 from experiments.errors import UserError
 from experiments.records.record import read_record, record_path
 
@@ -66,8 +65,7 @@ def cells(grid: dict[str, Any]) -> list[Cell]:
             }
             steps = training_steps(grid, task, settings)
             if "warmup_steps" in grid and steps is not None:
-                # Of a run; a share of all steps is what its config has.
-                settings["training.warmup_ratio"] = round(min(grid["warmup_steps"] / steps, 0.9), 6)
+                settings["training.warmup_steps"] = min(grid["warmup_steps"], int(0.9 * steps))
             given = [f"model={model}", f"task={task}", *grid["methods"][method]]
             given += [f"{key}={value}" for key, value in settings.items()]
             overrides = (*grid["all"], *given, f"seed={seed}")
@@ -76,11 +74,12 @@ def cells(grid: dict[str, Any]) -> list[Cell]:
 
 
 def training_steps(grid: dict[str, Any], task: str, settings: dict[str, Any]) -> int | None:
-    """Steps of a run: epochs × batches an epoch."""
+    """Steps of a run."""
     if "rows" not in grid:
         return None
-    batches = math.ceil(grid["rows"][task] / settings["training.batch_size"])
-    return int(settings["training.epochs"]) * batches
+    keys = (key for key in settings if key.startswith("training."))
+    training = TrainingConfig(**{key.removeprefix("training."): settings[key] for key in keys})
+    return training.steps(grid["rows"][task])
 
 
 def configs(of: Sequence[Cell]) -> dict[Cell, RunConfig]:

@@ -14,11 +14,11 @@ import torch
 from transformers import TrainerCallback
 
 from experiments.errors import UserError
+from experiments.run.batch_facts import BatchFacts
 from experiments.run.interruption import Interruption
 from experiments.run.probe import VarianceProbe
 from experiments.run.ranks import any_of, gather, rank
 from experiments.run.trainers import order_of
-from experiments.run.training import BatchFacts
 from wtacrs import Handle
 from wtacrs.integrations.trainer import state_file
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+from experiments.run.batch_facts import BatchFacts
 from experiments.run.ranks import gather, world_size
-from experiments.run.training import BatchFacts
 from wtacrs import Sampler
 from wtacrs.measure.step import measure_step
 
@@ -73,7 +73,8 @@ def step_on(trainer: Trainer, rows: list[Any]) -> tuple[dict[str, Tensor], Calla
 def measure_memory(
     trainer: Trainer, model: PreTrainedModel, rows: list[Any], sampler: Sampler | None
 ) -> dict[str, Any]:
-    """The section ``memory`` of a record: one training step on the batch ``rows``.
+    """The section ``memory`` of a record: one training step on the batch ``rows``, of several
+    batches the last.
 
     ``saved_bytes`` is what is alive when the forward pass ends and was not before it: activations,
     and the loss. ``peak_bytes`` counts parameters, optimizer state and gradients too; ``at_peak``
@@ -83,7 +84,8 @@ def measure_memory(
         sampler.settle()  # the host table is no part of the step
     batch, step = step_on(trainer, rows)
     assert trainer.optimizer is not None
-    measured = measure_step(model, trainer.optimizer, batch, step=step)
+    accumulates = trainer.args.gradient_accumulation_steps > 1
+    measured = measure_step(model, trainer.optimizer, batch, step=step, accumulates=accumulates)
     peaks = gather([measured.peak_bytes])
     return {
         **({"peak_bytes_by_rank": peaks} if world_size() > 1 else {}),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from experiments.config import MeasureConfig
 from experiments.errors import UserError
@@ -37,10 +37,9 @@ from wtacrs.sampling.weights import even_floor, probabilities_of, row_norms
 MASS_POINTS = 50  # points of the curve P_c against c / n
 
 
-class VarianceProbe:
-    """A forward pre-hook that measures at the steps of ``config`` (the group ``measure``).
-
-    ``results`` fills as steps pass.
+class VarianceProbe(TrainerCallback):
+    """A forward pre-hook that measures at the steps of ``config`` (the group ``measure``), of which
+    it has the first batch. ``results`` fills as steps pass.
 
     Raises:
         UserError: a method that is unknown.
@@ -53,16 +52,21 @@ class VarianceProbe:
         self.methods = [split_method(method) for method in config.methods or ()]
         self.results: list[dict[str, Any]] = []
         self._step = 0
+        self._within = False  # a step, of which there are gradients already
         # Before the library's hook, which takes the sample ids away.
         model.register_forward_pre_hook(self, with_kwargs=True, prepend=True)
 
     def __call__(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        if model.training:
+        if model.training and not self._within:
             if self._step in self.steps:
                 inputs = {key: value for key, value in kwargs.items() if torch.is_tensor(value)}
                 self.sampler.settle()  # what the last backward pass told is known to this batch
                 self.results.append({"step": self._step, **self._measure(model, inputs)})
             self._step += 1
+            self._within = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._within = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"results": self.results, "step": self._step}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import math
 import os
 import shutil
 import sys
@@ -29,6 +28,7 @@ from experiments.records.provenance import provenance
 from experiments.records.record import RunRecord, check_writable, record_path
 from experiments.run import checkpoints, measure, ranks, saving, training, tuning
 from experiments.run.attribution import measure_alone
+from experiments.run.batch_facts import BatchFacts
 from experiments.run.interruption import Interruption
 from experiments.run.memory import memory_config, save_memory
 from experiments.run.models import load_architecture, load_model, load_tokenizer, pad_alike
@@ -56,6 +56,7 @@ def run(config: RunConfig) -> RunRecord | None:
     try:
         config = settle(config)
         load_plugins(config)
+        training.check_optimizer(config.training.optimizer)
         ranks.join(config)
         path = record_path(as_record(config))
         if ranks.rank() > 0:
@@ -150,9 +151,7 @@ def load_plugins(config: RunConfig) -> None:
 
 def check_probes(config: RunConfig, rows: int) -> None:
     """Raise UserError unless a probe comes before training ends."""
-    steps = config.training.max_steps
-    if steps < 0:
-        steps = math.ceil(math.ceil(rows / config.training.batch_size) * config.training.epochs)
+    steps = config.training.steps(rows)
     if min(config.measure.probe_steps or (0,)) >= steps:
         raise UserError(
             f"measure.probe_steps={[*(config.measure.probe_steps or ())]}, counted from 0, lie "
@@ -180,11 +179,12 @@ def carry_out(
     if sampler is not None and config.measure.probe_steps is not None:
         check_probes(config, len(data.train))
         probe = VarianceProbe(model, sampler, config.measure)
-    facts = training.BatchFacts(model, config.measure.warmup_steps)
+    facts = BatchFacts(model, config.measure.warmup_steps)
     minutes = config.training.checkpoint_minutes
     saver = checkpoints.Checkpoints(handle, facts, probe, resume_from, minutes, interruption)
     timer = measure.StepTimer()
-    callbacks: list[TrainerCallback] = [timer, saver, interruption]
+    callbacks: list[TrainerCallback] = [facts, timer, saver, interruption]
+    callbacks += [] if probe is None else [probe]
     prepare_logging(config.logging)
     trainer = training.build_trainer(config, model, tokenizer, data, folder, callbacks)
     if resume_from is not None:

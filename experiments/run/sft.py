@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from experiments.config import TaskConfig
 from experiments.run.chat import answered, asked
 from experiments.run.files import Row
 from experiments.run.glue import TaskError
@@ -104,10 +105,10 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids
 
 
-def collator(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Pads each batch to its longest row, labels with -100."""
+def collator(tokenizer: PreTrainedTokenizerBase, task: TaskConfig) -> Any:
+    """Pads rows as the task says, labels with -100."""
     tokenizer.padding_side = "right"
-    return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+    return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, **task.padding)
 
 
 def sums(logits: Any, labels: Tensor) -> Tensor:

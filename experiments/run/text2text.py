@@ -54,6 +54,7 @@ class TextToText:
         if given is None or tokenizer is None:
             raise UserError(no_words(task.name))
         self.tokenizer, self.input = tokenizer, given.input
+        self.padding = task.padding
         self.numbers = _numbers(task, given.step) if given.step is not None else None
         self.words = [*(given.words or ())] or [f"{number:.1f}" for number in self.numbers or ()]
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -81,7 +82,7 @@ class TextToText:
         labels as they are (b,), under ``answers``.
         """
         inputs = [{key: row[key] for key in ("input_ids", "attention_mask")} for row in rows]
-        batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
+        batch = dict(self.tokenizer.pad(inputs, return_tensors="pt", **self.padding))
         targets = [torch.tensor(self.targets[self.answer(row["labels"])]) for row in rows]
         batch["labels"] = pad_sequence(targets, batch_first=True, padding_value=-100)
         if "sample_ids" in rows[0]:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from experiments.run.batch_facts import BatchFacts
 from experiments.run.ranks import agreed, world_size
 from experiments.run.text2text import TextToText
 
@@ -44,7 +45,15 @@ class ByLength(LengthGroupedSampler):
 
 
 class OrderedTrainer(Trainer):
-    """A Trainer whose order by length is ``ByLength``."""
+    """A Trainer whose order by length is ``ByLength``; ``facts`` hears of the losses."""
+
+    facts: BatchFacts | None = None
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self.facts is not None:
+            self.facts.add(loss)
+        return loss
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)

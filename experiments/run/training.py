@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean as mean
 from typing import Any
 
 import numpy as np
@@ -24,87 +24,24 @@ from transformers import (
     TrainingArguments,
 )
 
-from experiments.config import RunConfig
+from experiments.config import RunConfig, TaskConfig
+from experiments.config.known import BITSANDBYTES
 from experiments.errors import UserError
 from experiments.run import protocol, sft
-from experiments.run.ranks import gather
+from experiments.run.batch_facts import BatchFacts
+from experiments.run.stopping import EarlyStop, stopped, stopping_arguments
 from experiments.run.tasks import TaskData
-from experiments.run.text2text import is_text_to_text, text_to_text
+from experiments.run.text2text import TextToText, text_to_text
 from experiments.run.trainers import OrderedTrainer, TextTrainer
-from wtacrs.facts import IGNORED
-
-CURVE_STEPS = 10  # of a point
 
 
-class BatchFacts:
-    """Hooks of a model that count what training steps process.
-
-    Sums stay on the device, since reading one would stop it, and are added to in place: nothing
-    grows with the run, and a step whose memory is measured shows none of ours.
-
-    Attributes:
-        samples: of each step.
-        tokens: sum of the non-padding ones after the first ``warmup_steps`` steps (source and
-            target, where the answer is text).
-        loss_sum, steps: of the losses, in float64, and how many they are; those before a
-            resumption too.
-        curve: the mean loss of each ten steps, and the number of the last of them.
-    """
-
-    def __init__(self, model: PreTrainedModel, warmup_steps: int = 0) -> None:
-        self.warmup_steps = warmup_steps
-        self.samples: list[int] = []
-        self.tokens: Tensor | int = 0
-        self.loss_sum: Tensor | float = 0.0
-        self.steps = 0
-        self.curve: dict[str, list[float]] = {"step": [], "loss": []}
-        self._sum_before = 0.0  # of the point of the curve that comes next
-        self._text_to_text = is_text_to_text(getattr(model, "config", None))
-        model.register_forward_pre_hook(self, with_kwargs=True)
-        model.register_forward_hook(self._after)
-
-    def __call__(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        if model.training:
-            mask = kwargs["attention_mask"]
-            self.samples.append(mask.shape[0])
-            tokens = mask.sum(dtype=torch.int64)
-            if self._text_to_text:
-                tokens = tokens + (kwargs["labels"] != IGNORED).sum()
-            total = torch.as_tensor(self.tokens, device=tokens.device)
-            self.tokens = total.add_(tokens, alpha=int(len(self.samples) > self.warmup_steps))
-
-    def _after(self, model: Any, args: Any, output: Any) -> None:
-        if model.training:
-            loss = output.loss.detach()
-            total = torch.as_tensor(self.loss_sum, dtype=torch.float64, device=loss.device)
-            self.loss_sum = total.add_(loss)
-            self.steps += 1
-            if self.steps % CURVE_STEPS == 0:
-                now = float(self.loss_sum)
-                self.curve["step"].append(self.steps)
-                self.curve["loss"].append((now - self._sum_before) / CURVE_STEPS)
-                self._sum_before = now
-
-    @property
-    def mean_loss(self) -> float:
-        """Mean loss over all training steps so far; not finite once a loss was not."""
-        return mean(gather([float(self.loss_sum) / self.steps]))
-
-    @property
-    def mean_curve(self) -> dict[str, list[float]]:
-        """``curve``, its losses the means over processes."""
-        losses = zip(*gather([self.curve["loss"]]), strict=True)
-        return {"step": self.curve["step"], "loss": [mean(each) for each in losses]}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the losses of the whole run need; times, and so tokens, are of each part."""
-        losses = {"loss_sum": float(self.loss_sum), "steps": self.steps}
-        return {**losses, "curve": self.curve, "sum_before": self._sum_before}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
-        self.loss_sum, self.steps = state["loss_sum"], state["steps"]
-        self.curve, self._sum_before = state["curve"], state["sum_before"]
+def check_optimizer(name: str) -> None:
+    """Raise UserError for an optimizer whose package is not installed."""
+    if name in BITSANDBYTES and find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"training.optimizer={name} needs a package: pip install bitsandbytes, or "
+            "training.optimizer=adafactor, whose state is small too"
+        )
 
 
 def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
@@ -121,9 +58,12 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         max_steps=t.max_steps,
         per_device_train_batch_size=share,
         per_device_eval_batch_size=evaluated,
+        gradient_accumulation_steps=t.gradient_accumulation_steps,
+        optim=t.optimizer,
         learning_rate=t.learning_rate,
         weight_decay=t.weight_decay,
-        warmup_steps=t.warmup_ratio,  # below 1 it is a share of all steps
+        # Below 1 it is a share of all steps.
+        warmup_steps=t.warmup_ratio if t.warmup_steps is None else t.warmup_steps,
         max_grad_norm=t.max_grad_norm,
         bf16=t.precision == "bf16-autocast",
         use_cpu=on_cpu,
@@ -133,6 +73,7 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         # A classifier's loss is a mean already: to count items over processes would scale it.
         average_tokens_across_devices=False,
         eval_strategy="epoch",
+        **stopping_arguments(config),
         logging_strategy="epoch" if config.logging.name == "none" else "steps",
         logging_steps=10,
         logging_nan_inf_filter=False,  # a loss that is not finite is not replaced by others
@@ -165,6 +106,19 @@ def pad_pixels(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     return batch
 
 
+def collator(
+    task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None, text: TextToText | None
+) -> Any:
+    """Makes a batch of rows, padded to its longest or to ``task.max_length``."""
+    if tokenizer is None:
+        return pad_pixels
+    if text is not None:
+        return text.collate
+    if task.source == "sft":
+        return sft.collator(tokenizer, task)
+    return DataCollatorWithPadding(tokenizer, **task.padding)
+
+
 def build_trainer(
     config: RunConfig,
     model: PreTrainedModel,
@@ -173,10 +127,9 @@ def build_trainer(
     folder: Path,
     callbacks: list[TrainerCallback],
 ) -> Trainer:
-    """A Trainer over the task, padding each batch to its own longest sequence."""
+    """A Trainer over the task."""
     names = list(config.task.metrics)
     text = text_to_text(model.config, config.task, tokenizer)
-    collate: Any = pad_pixels if tokenizer is None else DataCollatorWithPadding(tokenizer)
 
     def score(p: EvalPrediction) -> dict[str, float]:
         labels = np.asarray(p.label_ids)  # of a language model (n, t), and not read
@@ -185,18 +138,23 @@ def build_trainer(
         )
 
     more: dict[str, Any] = {}
-    if config.task.source == "sft" and tokenizer is not None:
-        collate, more["preprocess_logits_for_metrics"] = sft.collator(tokenizer), sft.sums
+    if config.task.source == "sft":
+        more["preprocess_logits_for_metrics"] = sft.sums
+    if config.training.early_stopping_patience is not None:
+        callbacks = [*callbacks, EarlyStop(config.training.early_stopping_patience)]
     trainer = (OrderedTrainer if text is None else TextTrainer)(
         model=model,
         args=training_arguments(config, folder),
         train_dataset=data.train,
         eval_dataset=dict(data.validation),
-        data_collator=collate if text is None else text.collate,
+        data_collator=collator(config.task, tokenizer, text),
         compute_metrics=score,
         callbacks=callbacks,
         **more,
     )
+    trainer.facts = next((one for one in callbacks if isinstance(one, BatchFacts)), None)
+    if config.task.source != "sft":  # a mean over rows, whatever their number in the step
+        trainer.loss_is_scaled_for_ga = False
     if isinstance(trainer, TextTrainer) and text is not None:
         trainer.text = text
     trainer.remove_callback(PrinterCallback)  # the report at the end says it all
@@ -211,9 +169,24 @@ def longest_sequence(
     tokenizer: PreTrainedTokenizerBase | None,
     data: TaskData,
 ) -> int:
-    """Tokens of the longest sequence that training meets; a target may be the longer one."""
+    """Tokens of the longest sequence that training meets; a target may be the longer one.
+
+    Raises:
+        UserError: rows are padded to more than the model has positions for.
+    """
     text = text_to_text(model.config, config.task, tokenizer)
-    return max([data.max_tokens, *map(len, text.targets if text else [])])
+    longest, padded = data.max_tokens, config.task.max_length
+    if config.task.pad_to_max_length:
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and tokenizer is not None:
+            positions = min(positions, tokenizer.model_max_length)  # some count from 2
+            if padded > positions:
+                raise UserError(
+                    f"task.pad_to_max_length=true pads rows to task.max_length={padded}, and "
+                    f"model={config.model.name} has {positions} positions; lower task.max_length"
+                )
+        longest = padded
+    return max([longest, *map(len, text.targets if text else [])])
 
 
 def longest_batch(data: Dataset, size: int) -> list[dict[str, Any]]:
@@ -247,4 +220,5 @@ def describe_metrics(config: RunConfig, trainer: Trainer, facts: BatchFacts) -> 
         "per_epoch": per_epoch,
         "train_loss": facts.mean_loss,
         "loss_curve": facts.mean_curve,
+        **stopped(config, trainer.state),
     }

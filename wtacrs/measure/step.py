@@ -124,6 +124,7 @@ def measure_step(
     batch: Mapping[str, Tensor],
     *,
     step: Callable[[], Any] | None = None,
+    accumulates: bool = False,
 ) -> StepMemory:
     """Make a training step: forward, backward, ``optimizer.step()``; parameters change.
 
@@ -134,17 +135,24 @@ def measure_step(
         model, optimizer: on one device; gradients are set to None before and after.
         batch: tensors by name, on that device.
         step: makes the forward and backward pass; by default ``model(**batch).loss.backward()``.
+        accumulates: whether gradients of another batch are there already, to which those of this
+            one are added, as in all batches of a step but the first.
 
     Raises:
         ValueError: ``step`` does not call ``model``.
     """
     run = step or (lambda: model(**batch).loss.backward())
     if not optimizer.state:
+        optimizer.zero_grad(set_to_none=True)
         _run_step(model, optimizer, run, StorageTracker())
+    before = run if accumulates else lambda: None
+    optimizer.zero_grad(set_to_none=True)
+    before()
     followed = _follow_step(model, optimizer, batch, run)
     parameter = next(model.parameters())
     if parameter.device.type != "cuda" or isinstance(parameter, FakeTensor):
         return followed
+    before()
     allocator = PeakMemory(parameter.device)
     counted = _run_step(model, optimizer, run, allocator)
     return replace(
@@ -161,7 +169,8 @@ def _follow_step(
     model: nn.Module, optimizer: Optimizer, batch: Mapping[str, Tensor], run: Callable[[], Any]
 ) -> StepMemory:
     parameters, state = [*model.parameters()], optimizer_tensors(optimizer)
-    there = [*parameters, *state, *model.buffers(), *batch.values()]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    there = [*parameters, *state, *gradients, *model.buffers(), *batch.values()]
     tracker = StorageTracker(there, parameters[0].device)
     owners = {"parameter": tracker.numbers(parameters), "optimizer": tracker.numbers(state)}
     moments = _run_step(model, optimizer, run, tracker)
@@ -198,7 +207,6 @@ def _run_step(
 ) -> _Moments:
     moments = _Moments()
     tracker = memory if isinstance(memory, StorageTracker) else None
-    optimizer.zero_grad(set_to_none=True)
 
     def forward_ended(*_: Any) -> None:
         moments.saved_bytes = memory.current_bytes - before_bytes

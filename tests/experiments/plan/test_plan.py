@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
 from experiments.plan import __main__ as command
 from experiments.plan.grid import settings
@@ -50,6 +51,9 @@ METHODS = {
     "t5-paper-lora": (*T5, "memory=paper", "tuning=lora"),
     "bert-lst": (*BERT, "memory=plain", "tuning=lst"),
     "t5-lst": (*T5, "memory=plain", "tuning=lst"),
+    "bert-accumulates": (*BERT, "memory=plain", "gradient_accumulation_steps=3"),
+    "bert-adafactor": (*BERT, "memory=linear", "optimizer=adafactor"),
+    "bert-adamw": (*BERT, "memory=leanest", "optimizer=adamw_torch"),
     "t5-lst-linear": (*T5, "memory=linear", "tuning=lst"),
 }
 
@@ -71,7 +75,9 @@ def real_step(config):
     save_memory(model, config, config.batch_size, config.max_length)
     model = model.to(torch.bfloat16 if config.precision == "bf16" else torch.float32).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, fused=True)
+    args = TrainingArguments("unused", optim=config.optimizer, use_cpu=True, learning_rate=1e-3)
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+    optimizer = kind(trained, **options)
     b = config.batch_size
     mask = torch.ones(b, config.max_length, dtype=torch.long)
     mask[0, -1] = 0  # a mask without padding is dropped by transformers
@@ -85,7 +91,8 @@ def real_step(config):
             loss = model(**batch).loss
         loss.backward()
 
-    return measure_step(model, optimizer, batch, step=step)
+    accumulates = config.gradient_accumulation_steps > 1
+    return measure_step(model, optimizer, batch, step=step, accumulates=accumulates)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -108,6 +115,16 @@ def test_bf16_is_that_of_parameters_gradients_and_optimizer():
     assert 2 * planned.parameter_bytes == single.parameter_bytes
     assert 2 * planned.gradient_bytes == single.gradient_bytes
     assert planned.optimizer_bytes == pytest.approx(single.optimizer_bytes / 2, rel=0.01)
+
+
+def test_a_step_of_several_batches():
+    """It has the gradients of one, saves what one does, and computes each."""
+    one_batch, three = (plan(one(*METHODS[name])) for name in ("bert-eager", "bert-accumulates"))
+    three_eager = plan(one(*METHODS["bert-eager"], "gradient_accumulation_steps=3"))
+    assert three_eager.flops == 3 * one_batch.flops
+    assert three_eager.relative_flops == one_batch.relative_flops == 1
+    assert three_eager.saved_bytes == one_batch.saved_bytes
+    assert three.at_peak["gradient"] == three.gradient_bytes
 
 
 def test_json_is_one_object(capsys):

@@ -8,7 +8,15 @@ from experiments.config import ROOT
 from experiments.errors import UserError
 from experiments.plan import start as starting
 from experiments.plan.start import missing, run_all
-from experiments.records.grid import Cell, cells, configs, is_done, load_grid, record_of
+from experiments.records.grid import (
+    Cell,
+    cells,
+    configs,
+    is_done,
+    load_grid,
+    record_of,
+    training_steps,
+)
 from experiments.records.record import read_record, write_record
 
 TINY = {
@@ -166,7 +174,15 @@ def test_hyper_parameters_are_the_authors(model, method, task, settings, steps):
     training = config.training
     assert (training.learning_rate, training.batch_size, training.epochs) == settings
     assert cell.steps == steps
-    assert training.warmup_ratio == pytest.approx(500 / steps, rel=1e-3)
+    assert (training.warmup_steps, training.warmup_ratio) == (500, 0)
+
+
+def test_steps_of_several_batches():
+    settings = {"training.batch_size": 8, "training.epochs": 3}
+    grid = {"rows": {"digits": 100}}
+    assert training_steps(grid, "digits", settings) == 3 * 13
+    settings["training.gradient_accumulation_steps"] = 4
+    assert training_steps(grid, "digits", settings) == 3 * 4
 
 
 def test_grid_that_is_not_there():

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.run.batch_facts import BatchFacts
 from experiments.run.memory import save_memory
 from experiments.run.models import load_model
-from experiments.run.training import BatchFacts
 
 
 class Model(nn.Module):
@@ -18,18 +18,36 @@ class Model(nn.Module):
         return SimpleNamespace(loss=attention_mask.sum() / 2)
 
 
+def step(facts, *batches):
+    """A step of the Trainer, which divides the losses of its batches by their number."""
+    for model, given in batches:
+        facts.add(model(**given).loss / len(batches))
+    facts.on_step_end(None, None, None)
+
+
 def test_batch_facts():
     facts = BatchFacts(model := Model(), warmup_steps=1)
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
-    model(attention_mask=mask)
+    step(facts, (model, {"attention_mask": mask}))
     assert facts.tokens == 0  # the first step is the warm-up
-    model(attention_mask=mask[:1])
-    model(attention_mask=mask)
+    step(facts, (model, {"attention_mask": mask[:1]}))
+    step(facts, (model, {"attention_mask": mask}))
     model.eval()
     model(attention_mask=mask)
     assert facts.samples == [2, 1, 2]
     assert facts.tokens == 3 + 4
     assert facts.mean_loss == (2 + 1.5 + 2) / 3
+
+
+def test_a_step_of_several_batches_is_one():
+    facts = BatchFacts(model := Model(), warmup_steps=1)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    for _ in range(10):
+        step(facts, (model, {"attention_mask": mask}), (model, {"attention_mask": mask[:1]}))
+    assert facts.samples == [3] * 10
+    assert facts.tokens == 9 * (4 + 3)
+    assert (facts.steps, facts.mean_loss) == (10, 1.75)
+    assert facts.curve == {"step": [10], "loss": [1.75]}
 
 
 @pytest.mark.parametrize("memory", ["plain", "linear"])
@@ -49,6 +67,7 @@ def test_sample_ids_never_reach_the_model(memory, make_config):
         ids, mask = torch.tensor([7, 2]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
         batch = {"input_ids": mask, "attention_mask": mask, "labels": torch.tensor([3, 4])}
         model(**batch, sample_ids=ids).loss.backward()
+        facts.on_step_end(None, None, None)
         model.eval()
         model(**batch, sample_ids=ids)
         assert len(seen) == 2
@@ -74,7 +93,7 @@ ONE = torch.ones(1, 1, dtype=torch.long)
 def test_mean_loss_hides_no_nan(diverged):
     facts = BatchFacts(model := Given())
     for loss in (1.0, diverged, 1.0, -diverged):
-        model(attention_mask=ONE, loss=loss)
+        step(facts, (model, {"attention_mask": ONE, "loss": loss}))
     assert not math.isfinite(facts.mean_loss)
 
 
@@ -82,7 +101,7 @@ def test_mean_loss_is_summed_in_double_precision():
     """In float32 2^24 + 1 is 2^24."""
     facts = BatchFacts(model := Given())
     for loss in (2.0**24, 1.0, 1.0, 1.0):
-        model(attention_mask=ONE, loss=loss)
+        step(facts, (model, {"attention_mask": ONE, "loss": loss}))
     assert facts.mean_loss == (2**24 + 3) / 4
 
 
@@ -96,7 +115,7 @@ def test_batch_facts_go_on_where_they_were():
         if state is not None:
             facts.load_state_dict(state)
         for loss in losses:
-            model(attention_mask=ONE, loss=loss)
+            step(facts, (model, {"attention_mask": ONE, "loss": loss}))
         return facts
 
     torch.save(after(losses[:17]).state_dict(), file := io.BytesIO())
@@ -113,23 +132,22 @@ def test_batch_facts_read_no_device_and_keep_nothing():
     """
     facts = BatchFacts(model := Model())
 
-    def step():
-        model(attention_mask=torch.ones(2, 5, dtype=torch.long, device="meta"))
+    def sums():
+        step(facts, (model, {"attention_mask": torch.ones(2, 5, device="meta").long()}))
         return [value for value in vars(facts).values() if torch.is_tensor(value)]
 
-    first, second = step(), step()
+    first, second = sums(), sums()
     assert [(t.shape, t.dtype) for t in first] == [((), torch.int64), ((), torch.float64)]
     assert [*map(id, first)] == [*map(id, second)]
 
 
 def test_the_loss_curve_goes_on_where_it_was_cut_off():
     """A point is the mean of ten steps, of which the first may lie before a resumption."""
-    whole, before, after = (BatchFacts(Model()) for _ in range(3))
-    output = [SimpleNamespace(loss=torch.tensor(float(step))) for step in range(25)]
-    model = Model().train()
-    for step, one in enumerate(output):
-        whole._after(model, None, one)
-        (before if step < 14 else after)._after(model, None, one)
-        if step == 13:
+    whole, before, after = (BatchFacts(model := Given()) for _ in range(3))
+    for number in range(25):
+        one = model, {"attention_mask": ONE, "loss": float(number)}
+        step(whole, one)
+        step(before if number < 14 else after, one)
+        if number == 13:
             after.load_state_dict(before.state_dict())
     assert whole.curve == after.curve == {"step": [10, 20], "loss": [4.5, 14.5]}

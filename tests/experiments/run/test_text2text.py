@@ -10,9 +10,9 @@ from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, T5
 
 from experiments.config import RunConfig, TaskConfig, build, compose
 from experiments.run import measure, tuning
+from experiments.run.batch_facts import BatchFacts
 from experiments.run.runner import run
 from experiments.run.text2text import TextToText
-from experiments.run.training import BatchFacts
 from wtacrs import MemoryConfig, SamplingConfig, apply_
 from wtacrs.facts import mask_of
 
@@ -132,6 +132,7 @@ def test_tokens_and_samples_are_counted():
     facts = BatchFacts(model := tiny_t5())
     inputs = {"input_ids": torch.ones(2, 4).long(), "labels": torch.tensor([[3, 1], [1, -100]])}
     model(attention_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]), **inputs)
+    facts.on_step_end(None, None, None)
     model.eval()
     model(attention_mask=torch.ones(2, 4), **inputs)
     assert (facts.samples, int(facts.tokens)) == ([2], 4 + 2 + 2 + 1)
