@@ -11,12 +11,15 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from experiments.config.arguments import grid
 from experiments.config.command import command
 from experiments.config.compose import register, typed
 from experiments.config.places import CONF
 from experiments.config.roots import RunConfig
-from experiments.config.sweep import Sweep, begin, failures, tell_failure
+from experiments.config.sweep import Sweep, begin, failures, summary, tell_failure
 from experiments.errors import UserError
+
+PROGRAM = sys.argv[0] if " " in sys.argv[0] else f"python {sys.argv[0]}"  # or wtacrs run
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -51,13 +54,15 @@ def main() -> int:
         return plan(arguments)
     sys.argv[1:] = arguments
     register()
-    Sweep.folder, Sweep.told = None, []
+    options = [t for t in arguments if t.startswith("-") or not ("=" in t or t.startswith("~"))]
+    texts = [text for text in arguments if text not in options]
+    Sweep.folder, Sweep.told, Sweep.runs = None, [], sum(1 for _ in grid(texts))
     try:
         run_one()
     finally:
         failed, runs = failures()
         if failed and runs > 1:
-            print(f"{len(failed)} of {runs} failed", *failed, sep="\n  ", file=sys.stderr)
+            print(summary(failed, runs, PROGRAM, options), file=sys.stderr)
     return 1 if failed else 0
 
 

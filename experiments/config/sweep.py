@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +21,10 @@ PLUGINS = {
     "slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
     "submitit": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
 }
-BEGUN, FAILED = "begun.txt", "failed.txt"  # a line a run, in the folder of Hydra's for a sweep
+# In the folder of Hydra's for a sweep: a line for each run, and how many they are.
+BEGUN, FAILED, TOTAL = "begun.txt", "failed.txt", "total.txt"
+
+Failure = dict[str, Any]  # overrides: of the run; why: in one line
 
 
 class Sweep(Callback):
@@ -27,12 +32,15 @@ class Sweep(Callback):
     a sweep that does not come to its end; Hydra calls it."""
 
     folder: ClassVar[Path | None] = None
-    told: ClassVar[list[str]] = []  # of a single run
+    told: ClassVar[list[Failure]] = []  # of a single run
+    runs: ClassVar[int] = 0  # that this command asks for
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         Sweep.folder = Path(config.hydra.sweep.dir)
         for name in (BEGUN, FAILED):  # of an earlier sweep in the same folder
             (Sweep.folder / name).unlink(missing_ok=True)
+        Sweep.folder.mkdir(parents=True, exist_ok=True)
+        (Sweep.folder / TOTAL).write_text(str(Sweep.runs), encoding="utf-8")
 
 
 def begin() -> None:
@@ -40,15 +48,25 @@ def begin() -> None:
     _note(BEGUN, ".")
 
 
+def place() -> str:
+    """Which run of a sweep this process carries out, "run 3 of 12"; "" for a single one."""
+    if not HydraConfig.initialized() or (this := HydraConfig.get()).mode != RunMode.MULTIRUN:
+        return ""
+    file = Path(this.sweep.dir, TOTAL)
+    total = file.read_text(encoding="utf-8") if file.exists() else "?"
+    return f"run {this.job.num + 1} of {total}"
+
+
 def tell_failure(error: UserError) -> None:
     """Say that the run of this process failed; the others of the sweep go on."""
-    text = f"{' '.join(HydraConfig.get().overrides.task)}: {str(error).splitlines()[0]}"
-    if HydraConfig.get().mode == RunMode.RUN:
-        Sweep.told.append(text)
-    _note(FAILED, text)
+    this = HydraConfig.get()
+    failure = {"overrides": [*this.overrides.task], "why": str(error).splitlines()[0]}
+    if this.mode == RunMode.RUN:
+        Sweep.told.append(failure)
+    _note(FAILED, json.dumps(failure))
 
 
-def failures() -> tuple[list[str], int]:
+def failures() -> tuple[list[Failure], int]:
     """What failed, and of how many runs."""
     if Sweep.folder is None:
         return Sweep.told, 1
@@ -56,7 +74,24 @@ def failures() -> tuple[list[str], int]:
         path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         for path in (Sweep.folder / BEGUN, Sweep.folder / FAILED)
     )
-    return failed, len(begun)
+    return [json.loads(line) for line in failed], len(begun)
+
+
+def summary(failed: Sequence[Failure], runs: int, program: str, options: Sequence[str]) -> str:
+    """What failed of a sweep: of each run why, and the command that repeats it.
+
+    Args:
+        program: how this one was started, "python run.py".
+        options: those of its arguments that begin with "-", and their values.
+    """
+    lines = [f"{len(failed)} of {runs} failed"]
+    kept = [option for option in options if option not in ("-m", "--multirun")]
+    for one in failed:
+        given = [text for text in one["overrides"] if not text.startswith("launcher=")]
+        if "mode=measure" in given:  # says both
+            given.remove("measure=memory")
+        lines += [f"  {one['why']}", f"    {program} {shlex.join([*kept, *given])}"]
+    return "\n".join(lines)
 
 
 def _note(name: str, text: str) -> None:

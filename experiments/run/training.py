@@ -24,11 +24,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from experiments.config import RunConfig, TaskConfig
+from experiments.config import RunConfig, TaskConfig, as_record, sweep
 from experiments.config.known import BITSANDBYTES
 from experiments.errors import UserError
+from experiments.records.record import record_path
 from experiments.run import protocol, sft
 from experiments.run.batch_facts import BatchFacts
+from experiments.run.progress import Bars, Lines
 from experiments.run.stopping import EarlyStop, stopped, stopping_arguments
 from experiments.run.tasks import TaskData
 from experiments.run.text2text import TextToText, text_to_text
@@ -82,17 +84,9 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         report_to=[] if config.logging.name == "none" else [config.logging.name],
         run_name=folder.name,
         remove_unused_columns=False,  # sample_ids are ours; wtacrs takes them out
-        disable_tqdm=not (t.progress and sys.stderr.isatty()),
+        disable_tqdm=not (t.progress and sys.stderr.isatty() and sys.stdout.isatty()),
         dataloader_pin_memory=not on_cpu,
     )
-
-
-class LossBar(ProgressCallback):
-    """The Trainer's bars with the loss beside them, in place of a dictionary every ten steps."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.4f}")
 
 
 def pad_pixels(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -117,6 +111,17 @@ def collator(
     if task.source == "sft":
         return sft.collator(tokenizer, task)
     return DataCollatorWithPadding(tokenizer, **task.padding)
+
+
+def shown(config: RunConfig, facts: BatchFacts) -> TrainerCallback:
+    """What tells how far the run is: bars, or lines where no terminal is."""
+    place, name = sweep.place(), record_path(as_record(config)).stem
+    title = " · ".join(filter(None, (place, name)))
+    if place:
+        print(title, flush=True)
+    if sys.stderr.isatty() and sys.stdout.isatty():
+        return Bars(facts, place)
+    return Lines(facts, title, config.task.metrics[0])
 
 
 def build_trainer(
@@ -157,9 +162,10 @@ def build_trainer(
         trainer.loss_is_scaled_for_ga = False
     if isinstance(trainer, TextTrainer) and text is not None:
         trainer.text = text
-    trainer.remove_callback(PrinterCallback)  # the report at the end says it all
-    if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(LossBar)
+    for usual in (PrinterCallback, ProgressCallback):  # which print dictionaries
+        trainer.remove_callback(usual)
+    if config.training.progress and trainer.facts is not None:
+        trainer.add_callback(shown(config, trainer.facts))
     return trainer
 
 

@@ -15,7 +15,7 @@ from experiments.config import CONF, RunConfig, as_record, typed
 from experiments.config.compose import register
 from experiments.records.record import RunRecord
 from experiments.reports.variance_data import error_frame, load_probes, summarise
-from experiments.run import runner
+from experiments.run import progress, runner
 from tests.experiments.probes import write_probes
 
 TINY = (
@@ -43,6 +43,7 @@ def _away_from_the_world(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(runner, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(progress, "EVERY", 1e9)  # no lines, however slow the machine is
 
 
 @cache

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import runpy
+import shlex
 import socket
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import datasets
 import pytest
+from hydra.core.hydra_config import HydraConfig
+
+from experiments.records.record import record_path
 
 RUN = Path(__file__).parents[3] / "run.py"
 # Hydra opens a log file for each run and leaves closing it to the end of the process.
@@ -37,6 +41,7 @@ def command(tmp_path, monkeypatch, tiny_overrides, capfd):
 
     yield run
     root.handlers[:], root.level = handlers, level
+    HydraConfig.instance().cfg = None  # of a sweep, of which a later test is no part
 
 
 @pytest.fixture
@@ -136,12 +141,18 @@ def test_sweep_goes_on_after_a_failure(command, records):
     assert status == 1
     assert sorted(record["config"]["budget"] for record in records()) == [0.1, 0.2]
     assert error.startswith("error: budget=1.5 is ")
+    names = {r["config"]["budget"]: record_path(r["config"]).stem for r in records()}
     assert "Traceback" not in out + error
-    last, of_it = error.splitlines()[-2:]
-    assert last == "1 of 3 failed"
-    assert of_it.startswith("  ")
-    assert "budget=1.5 " in of_it
-    assert ": budget=1.5 is " in of_it  # what it was, and why
+    first, why, again = error.splitlines()[-3:]
+    assert first == "1 of 3 failed"
+    assert why.startswith("  budget=1.5 is ")
+    assert again.startswith(f"    python {RUN} ")
+    assert [line for line in out.splitlines() if line.startswith("run ")] == [
+        f"run {k} of 3 · {name}" for k, name in ((1, names[0.1]), (3, names[0.2]))
+    ]
+    assert "{" not in out  # no dictionary of the Trainer's
+    status, _, error = command(*shlex.split(again)[2:], tiny=False)
+    assert (status, error.splitlines()[-1][:20]) == (1, "error: budget=1.5 is")
     status, out, _ = command(*sweep[:1], "budget=0.1,0.2", *sweep[2:])
     assert status == 0
     assert out.count("skipped, completed before") == out.count("overwrite=true runs it again") == 2
