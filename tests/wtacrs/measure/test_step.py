@@ -187,3 +187,21 @@ def test_step_on_cuda():
     assert memory.method == "cuda allocator"
     assert memory.reserved_bytes >= memory.peak_bytes == sum(memory.at_peak.values())
     assert abs(memory.at_peak["unseen"]) < 0.05 * memory.peak_bytes
+
+
+def test_a_batch_whose_gradients_are_added_to_those_of_another():
+    """One linear layer, 20 x 10 weights: the gradient before is there all along, the one that is
+    added is temporary, and the forward pass saves what it does alone."""
+    model, x = nn.Linear(20, 10, bias=False), torch.ones(3, 20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def step():
+        model(x).sum().backward()
+
+    alone = measure_step(model, optimizer, {"x": x}, step=step)
+    added = measure_step(model, optimizer, {"x": x}, step=step, accumulates=True)
+    assert added.at_peak["gradient"] == added.gradient_bytes == 200 * 4
+    assert added.saved_bytes == alone.saved_bytes
+    assert added.peak_bytes == alone.peak_bytes + 200 * 4
+    assert sum(added.at_peak.values()) == added.peak_bytes
+    assert model.weight.grad is None
