@@ -142,11 +142,11 @@ def test_odd_chats(template, messages, message, tokenizer):
         sft.pairs([("x:1", {"messages": messages})], tokenizer)
 
 
-def test_sums_are_the_models_own_loss(folder, tokenizer):
+def test_sums_are_the_models_own_loss(folder, tokenizer, of):
     """Of each row; padding has no part in them."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     rows = encoded([("ab", "cde"), ("", "some text")], tokenizer, 20)
-    batch = sft.collator(tokenizer)([dict(row) for row in rows])
+    batch = sft.collator(tokenizer, of().task)([dict(row) for row in rows])
     with torch.no_grad():
         output = model(**batch)
     found = sft.sums(output.logits, batch["labels"])
