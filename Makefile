@@ -31,7 +31,8 @@ $(STAMP): requirements.lock pyproject.toml | .venv/bin/pip
 
 demo: $(STAMP) ## train a small Llama offline by five methods: a table and a picture (minutes)
 	$(DEMO_RUN) estimator=full memory=plain,checkpoint
-	$(DEMO_RUN) estimator=wtacrs,pps,deterministic budget=0.1 memory=leanest
+	$(DEMO_RUN) estimator=wtacrs budget=0.3,0.1 memory=leanest
+	$(DEMO_RUN) estimator=deterministic budget=0.1 memory=leanest
 	$(PY) -m experiments.reports.tables outputs/demo/runs --output outputs/demo/table
 	$(PY) -m experiments.reports.figures tradeoff outputs/demo/runs --output outputs/demo --name demo
 	@echo "Next: python run.py task=csv task.train_file=FILE model.path=FOLDER memory=leanest budget=0.3"
