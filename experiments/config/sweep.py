@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from experiments.errors import UserError
 #: Launcher -> the module of Hydra that it needs, and the extra that brings it.
 PLUGINS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
     "slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
     "submitit": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
 }
@@ -44,7 +46,11 @@ class Sweep(Callback):
 
 
 def begin() -> None:
-    """Say that a run of this process begins."""
+    """Say that a run of this process begins, in the folder where the command was typed: a worker of
+    Ray's is in that of its cluster."""
+    this = HydraConfig.get()
+    if not this.job.chdir:
+        os.chdir(this.runtime.cwd)
     _note(BEGUN, ".")
 
 

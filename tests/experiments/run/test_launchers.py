@@ -1,12 +1,15 @@
-"""Sweeps whose runs are processes of their own: joblib's, and submitit's as on Slurm."""
+"""Sweeps whose runs are processes of their own: joblib's, submitit's as on Slurm, and Ray's."""
 
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from experiments.config import ROOT, sweep
@@ -17,12 +20,12 @@ TINY = ["task=digits", "model=digits_tiny", "training.max_steps=1", "task.max_tr
 TINY += ["measure.memory=false", "training.batch_size=8", "training.device=cpu"]
 
 
-def start(tmp_path, *overrides):
+def start(tmp_path, *overrides, **more):
     hydra = f"hydra.sweep.dir={tempfile.mkdtemp(dir=tmp_path)}"
     return subprocess.Popen(
         [sys.executable, "run.py", "-m", *TINY, *overrides, f"results_dir={tmp_path}/runs", hydra],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,6 +64,41 @@ def test_a_sweep_started_twice_does_each_cell_once(tmp_path):
     assert output.count("skipped, ") == 4
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    find_spec("ray") is None, reason="needs hydra-ray-launcher, which CI puts beside the rest"
+)
+def test_ray(tmp_path):
+    """Twelve cells, twelve that fail, and all of it twice at once: on a cluster each. Ray may end
+    before it has told a worker's last lines."""
+    own = "hydra.launcher.ray.init.address=local"
+    cells = (own, "seed=0,1,2,3,4,5", "estimator=full,wtacrs", "training.learning_rate=-1,1e-3")
+    more = {"HOME": str(tmp_path), "RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    both = [start(tmp_path, "launcher=ray", *cells, **more) for _ in range(2)]
+    told = [process.communicate(timeout=400) for process in both]
+    assert [process.returncode for process in both] == [1, 1], told
+    assert all("12 of 24 failed" in err for _, err in told)
+    assert [record["status"] for record in records(tmp_path)] == ["completed"] * 12
+    output = "".join(out for out, _ in told)
+    assert output.count("training loss") <= 12
+    assert 1 <= output.count("skipped, ") <= 12
+
+
+def test_a_worker_begins_where_the_command_was_typed(monkeypatch, tmp_path):
+    """One of Ray's is in another folder, and the folder of the sweep is a relative one."""
+    here = {"mode": RunMode.MULTIRUN, "sweep": {"dir": "."}, "job": {"chdir": None}}
+    node = OmegaConf.create({**here, "runtime": {"cwd": str(tmp_path)}})
+    monkeypatch.setattr(sweep.HydraConfig, "get", lambda: node)
+    monkeypatch.chdir(ROOT)
+    sweep.begin()
+    assert (tmp_path / sweep.BEGUN).read_text() == ".\n"
+    node.job.chdir = True
+    monkeypatch.chdir(ROOT / "docs")
+    node.sweep.dir = str(tmp_path)
+    sweep.begin()
+    assert Path.cwd() == ROOT / "docs"
+
+
 def test_a_launcher_whose_package_is_missing(monkeypatch):
     monkeypatch.setattr("experiments.config.sweep.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"launcher=slurm needs a package: .*'wtacrs\[slurm\]'"):
@@ -90,5 +128,5 @@ def test_an_earlier_sweep_in_the_same_folder_says_nothing(tmp_path):
 
 
 def test_a_launcher_that_there_is_not():
-    with pytest.raises(UserError, match="launcher is one of joblib, local, slurm, submitit"):
+    with pytest.raises(UserError, match="launcher is one of joblib, local, ray, slurm, submitit"):
         command(["launcher=jobs"])
