@@ -1,9 +1,10 @@
 """Runs that are killed, and go on until they are done: python -m tests.faults.kills.
 
-Each run is a process of its own, forked from this one, that is killed without a warning (SIGKILL):
-at a random moment, or, aimed, at a line of the code that writes checkpoints, claims and records.
-Then the same run is started again, and killed again, until it completes. Its record has to be that
-of a run that nobody killed: losses, scores and all, bit for bit.
+Each run, or sweep, is a process of its own, forked from this one, that is killed without a warning
+(SIGKILL): at a random moment, or, aimed, at a line of the code that writes checkpoints, claims and
+records, another line each time. Then the same is started again, and killed again, until it
+completes. Its records have to be those of runs that nobody killed: losses, scores and all, bit for
+bit. TMPDIR=/dev/shm does it on tmpfs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 
+import run as program
 from experiments.config import RunConfig, compose
 from experiments.run import runner
 
@@ -36,16 +38,22 @@ VARIANTS = {
     "LoRA": ("estimator=wtacrs", "tuning=lora", "tuning.rank=8"),
     "bf16": ("estimator=wtacrs", "training.precision=bf16-autocast"),
     "by length": ("estimator=wtacrs", "training.group_by_length=true"),
+    "sweep": ("-m", "estimator=full,wtacrs", "memory=plain,lean", "training.group_by_length=true"),
+    "sweep of LoRA": ("-m", "tuning=lora", "seed=0,1", "training.precision=bf16-autocast"),
 }
 AIMED = ("checkpoints.py", "store.py", "claims.py", "outcome.py")  # files whose lines are aimed at
-LONGEST = 3.0  # seconds after which a run is killed at the latest
+LONGEST = {"sweep": 8.0, "sweep of LoRA": 5.0}  # seconds until the latest kill; 3 for one run
 
 
 def work(folder: Path, variant: str) -> None:
-    """One run, in the folder."""
+    """One run or sweep, in the folder."""
     os.chdir(folder)
-    overrides = (*GIVEN, *VARIANTS[variant], f"results_dir={folder / 'runs'}")
-    runner.run(compose(RunConfig, overrides))
+    overrides = (*VARIANTS[variant], *GIVEN, f"results_dir={folder / 'runs'}")
+    if "-m" in overrides:
+        sys.argv = ["run.py", *overrides]
+        assert program.main() == 0
+    else:
+        runner.run(compose(RunConfig, overrides))
 
 
 def in_a_process(do: Callable[[], None], kill_after: float | None = None) -> bool:
@@ -72,18 +80,24 @@ def in_a_process(do: Callable[[], None], kill_after: float | None = None) -> boo
 
 
 class Lines:
-    """A tracer that counts lines of the files aimed at, and kills the process at one of them."""
+    """A tracer that counts lines of the files aimed at, and kills the process at one of them.
+
+    ``counts`` has how many were done before, each time that a line of the source was reached.
+    """
 
     def __init__(self, at: int | None = None) -> None:
         self.at, self.count = at, 0
+        self.counts: dict[str, list[int]] = {}
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         if not frame.f_code.co_filename.endswith(AIMED):
             return None
         if event == "line":
-            self.count += 1
             if self.count == self.at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            self.counts.setdefault(line, []).append(self.count)
+            self.count += 1
         return self
 
 
@@ -92,19 +106,20 @@ def traced(folder: Path, variant: str, at: int | None) -> None:
     sys.settrace(lines)
     work(folder, variant)
     sys.settrace(None)
-    (folder / "lines").write_text(str(lines.count))
+    (folder / "lines").write_text(json.dumps([*lines.counts.values()]))
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """What the run's one record says, and that nothing else is left."""
-    left = [path.name for path in (folder / "runs").iterdir() if path.name != ".claims.lock"]
-    checkpoints = [*(folder / "outputs" / "checkpoints").glob("*")]
-    if len(left) != 1 or checkpoints:
-        raise AssertionError(f"left behind: {left} {checkpoints}")
-    record = json.loads((folder / "runs" / left[0]).read_text())
-    if record["status"] != "completed":
-        raise AssertionError(f"the record says {record['status']}")
-    return {key: record[key] for key in ("metrics", "sampling")}
+    """What each record says, by its name, and that nothing else is left."""
+    left = [path for path in (folder / "runs").iterdir() if path.name != ".claims.lock"]
+    left += (folder / "outputs" / "checkpoints").glob("*")
+    if others := [path for path in left if path.suffix != ".json"]:
+        raise AssertionError(f"left behind: {others}")
+    records = {path.name: json.loads(path.read_text()) for path in left}
+    if any(record["status"] != "completed" for record in records.values()):
+        raise AssertionError(f"{folder}: a record that is not completed")
+    kept = ("metrics", "sampling")
+    return {name: {key: one[key] for key in kept} for name, one in records.items()}
 
 
 def episode(expected: dict[str, Any], variant: str, kill: Callable[[Path, int], bool]) -> int:
@@ -117,7 +132,7 @@ def episode(expected: dict[str, Any], variant: str, kill: Callable[[Path, int], 
     while not kill(folder, kills):
         kills += 1
     if result(folder) != expected:
-        raise AssertionError(f"{variant}, killed {kills} times, in {folder}: another result")
+        raise AssertionError(f"{variant}, killed {kills} times, in {folder}: other records")
     shutil.rmtree(folder)
     return kills
 
@@ -126,27 +141,30 @@ def kill_all(random_kills: int, aimed_kills: int, seed: int, variants: tuple[str
     """So many kills of each sort, over the variants in turn; what was done, in words."""
     torch.set_num_threads(1)
     chance, done = random.Random(seed), {"random": 0, "aimed": 0, "episodes": 0}
-    expected, lines = {}, {}
+    expected, aims = {}, {}
     for variant in variants:
         whole = Path(tempfile.mkdtemp(prefix="kills-"))
         assert in_a_process(lambda: traced(whole, variant, None)), variant  # noqa: B023
-        expected[variant], lines[variant] = result(whole), int((whole / "lines").read_text())
+        expected[variant] = result(whole)
+        counts = json.loads((whole / "lines").read_text())
+        aims[variant] = [chance.choice(of_a_line) for of_a_line in counts]
+        chance.shuffle(aims[variant])
         shutil.rmtree(whole)
     turn = 0
     while done["random"] < random_kills or done["aimed"] < aimed_kills:
         variant = variants[turn % len(variants)]
+        at = aims[variant][turn // len(variants) % len(aims[variant])]
         turn += 1
         if done["random"] < random_kills:
 
             def at_random(folder: Path, before: int, variant: str = variant) -> bool:
                 last = before >= 6  # or it may never be done
-                seconds = None if last else chance.uniform(0, LONGEST)
+                seconds = None if last else chance.uniform(0, LONGEST.get(variant, 3.0))
                 return in_a_process(lambda: work(folder, variant), seconds)
 
             done["random"] += episode(expected[variant], variant, at_random)
             done["episodes"] += 1
         if done["aimed"] < aimed_kills:
-            at = 1 + (turn * 7919) % lines[variant]
 
             def at_a_line(folder: Path, before: int, variant: str = variant, at: int = at) -> bool:
                 return in_a_process(lambda: traced(folder, variant, None if before else at))
@@ -164,8 +182,9 @@ def main() -> int:
     parser.add_argument("--random", type=int, default=200)
     parser.add_argument("--aimed", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=[*VARIANTS])
     options = parser.parse_args()
-    print(kill_all(options.random, options.aimed, options.seed, tuple(VARIANTS)))
+    print(kill_all(options.random, options.aimed, options.seed, tuple(options.variants)))
     return 0
 
 

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+OPTIONS = ("--random", "10", "--aimed", "10")
+VARIANTS = ("lean", "LoRA", "by length", "sweep of LoRA")
 
 
 @pytest.mark.slow
 def test_twenty_kills():
-    """In a process of its own, for it forks: 10 at random moments, 10 at lines aimed at."""
+    """In a process of its own, for it forks: 10 at random moments, 10 at lines aimed at. The longer
+    variants are left to the command."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.kills", "--random", "10", "--aimed", "10"],
+        [sys.executable, "-m", "tests.faults.kills", *OPTIONS, "--variants", *VARIANTS],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
