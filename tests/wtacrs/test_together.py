@@ -27,14 +27,17 @@ def found():
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("memory", ["linear", "lean", "leanest"])
+@pytest.mark.parametrize("memory", ["full", "linear", "lean", "leanest"])
 @pytest.mark.parametrize(("how", "kind"), [("ddp", "bert"), ("fsdp", "bert"), ("fsdp", "llama")])
 def test_gradients_are_those_of_one_process(found, how, kind, memory):
-    """To rounding where every row is kept; under FSDP2 the parameters are shards."""
+    """To rounding where every row is kept, their norm and the losses of two steps too; under FSDP2
+    the parameters are shards."""
     for one in found[f"exact {how} {kind} {memory}"]:
         assert one["error"] < 1e-5
+        assert one["norm_error"] < 1e-5
         assert one["loss_error"] < 1e-6
-        assert one["sampled"] > 0
+        assert one["next_loss_error"] < 1e-5 < one["moved"]
+        assert memory == "full" or one["sampled"] > 0
         assert (one["sharded"] > 0) == (how == "fsdp")
 
 

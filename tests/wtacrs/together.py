@@ -54,9 +54,9 @@ def wrap(model, how):
     return fully_shard(model)
 
 
-def whole_step(make):
+def whole_step(model):
     """Loss and gradients of a plain model: the mean of the two halves, as the processes have it."""
-    model, found, losses = make(), {}, []
+    found, losses = {}, []
     batch = batch_of(model)
     for first in (0, 2):
         model.zero_grad()
@@ -70,14 +70,14 @@ def whole_step(make):
 
 
 def exact(how, kind, memory):
-    """With all rows kept: the largest error of a gradient, relative to its largest element, and of
-    this process's loss."""
-    make = MAKE[kind]
-    losses, expected = whole_step(make)
-    model = make()
-    handle = apply_(model, preset(memory, budget=1.0))
+    """With all rows kept, or nothing applied: the largest error of a gradient, relative to its
+    largest element, that of their norm, and of this process's loss, before and after a step."""
+    plain, model = MAKE[kind](), MAKE[kind]()
+    batch = half(batch_of(plain))
+    handle = None if memory == "full" else apply_(model, preset(memory, budget=1.0))
     model = wrap(model, how)
-    loss = model(**half(batch_of(make()))).loss
+    losses, expected = whole_step(plain)
+    loss = model(**batch).loss
     loss.backward()
     found = gradients(model)
     least = 1e-3 * max(gradient.abs().max() for gradient in expected.values())
@@ -85,12 +85,19 @@ def exact(how, kind, memory):
         ((found[name] - gradient).abs().max() / gradient.abs().max().clamp(min=least)).item()
         for name, gradient in expected.items()
     ]
-    sharded = sum(isinstance(p, DTensor) for p in model.parameters())
+    norm = full(torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf")))
+    for name, parameter in plain.named_parameters():
+        parameter.grad = expected.get(name)
+    for one in (plain, model):
+        torch.optim.SGD(one.parameters(), lr=0.1).step()
     return {
         "error": max(errors),
+        "norm_error": (norm / torch.nn.utils.get_total_norm(expected.values()) - 1).abs().item(),
         "loss_error": abs(loss.item() - losses[dist.get_rank()]),
-        "sharded": sharded,
-        "sampled": len(handle.sampler.names),
+        "next_loss_error": abs(model(**batch).loss.item() - whole_step(plain)[0][dist.get_rank()]),
+        "moved": abs(whole_step(plain)[0][dist.get_rank()] - loss.item()),
+        "sharded": sum(isinstance(p, DTensor) for p in model.parameters()),
+        "sampled": handle and len(handle.sampler.names),
     }
 
 
@@ -98,7 +105,7 @@ def unbiased(how):
     """z of the mean of many estimates along one direction, and whether the processes' draws are
     different ones."""
     make = MAKE["bert"]
-    _, expected = whole_step(make)
+    _, expected = whole_step(make())
     model = make()
     sampler = sample_linears_(model, SamplingConfig("wtacrs", budget=0.3))
     name = f"{sampler.names[0]}.weight"
@@ -155,7 +162,7 @@ CASES = {
     **{
         f"exact {how} {kind} {memory}": partial(exact, how, kind, memory)
         for how, kind in KINDS
-        for memory in ("linear", "lean", "leanest")
+        for memory in ("full", "linear", "lean", "leanest")
     },
     **{f"unbiased {how}": partial(unbiased, how) for how in ("ddp", "fsdp")},
     "history": history,

@@ -10,6 +10,7 @@ import sys
 import psutil
 import pytest
 
+from experiments import cli
 from experiments.config import ROOT
 from experiments.records.record import read_record
 
@@ -113,8 +114,9 @@ def test_a_run_that_is_told_to_end_goes_on_from_there(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_leaves_no_hanging_run(start, tmp_path):
-    """And a record that says so."""
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_is_killed_leaves_no_hanging_run(rank, start, tmp_path, capsys):
+    """And a record that says so, or the claim of the first process, which is to write it."""
     process = start(2, "training.max_steps=300", program=start.slow)
     for line in process.stdout:
         if line.startswith("step 3"):
@@ -122,11 +124,15 @@ def test_a_process_that_is_killed_leaves_no_hanging_run(start, tmp_path):
     workers = [
         worker
         for worker in psutil.Process(process.pid).children(recursive=True)
-        if worker.environ().get("RANK") == "1"
+        if worker.environ().get("RANK") == rank
     ]
     workers[0].kill()
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
+    if rank == "0":
+        assert cli.main(["status", str(tmp_path / "runs")]) == 0
+        assert "0 running, 0 failed, 0 out of memory, 1 interrupted" in capsys.readouterr().out
+        return
     record = only_record(tmp_path, 2)
     assert record.status in ("failed", "interrupted"), output
     assert record.error["message"]
