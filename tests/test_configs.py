@@ -48,6 +48,7 @@ def test_default_run():
     assert (config.task.name, config.estimator.name, config.budget) == ("sst2", "wtacrs", 0.3)
     assert (config.tuning.name, config.logging.name, config.seed) == ("full", "none", 0)
     assert config.task.data_dir is None
+    assert config.training.checkpoint_minutes == 5
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import Trainer
 
 from experiments.reports.tables import load_runs
@@ -146,3 +147,9 @@ def test_timer_leaves_out_what_lies_between_steps(monkeypatch):
         timer.on_step_begin(args, None, None)
         timer.on_step_end(args, None, None)
     assert timer.seconds == [0.5, 0.25]
+
+
+def test_longest_batch():
+    data = Dataset.from_dict({"input_ids": [[1], [1, 2, 3], [1, 2], [4, 5, 6]]})
+    assert [row["input_ids"] for row in longest_batch(data, 3)] == [[1, 2, 3], [4, 5, 6], [1, 2]]
+    assert len(longest_batch(data, 9)) == 4

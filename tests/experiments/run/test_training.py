@@ -1,17 +1,17 @@
 """Training: a resumed run is the same run; batches; the settings."""
 
 import shutil
+import signal
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import Trainer
 
 from experiments.errors import UserError
 from experiments.records.record import RunRecord
 from experiments.run import checkpoints, measure, runner
-from experiments.run.interruption import Interruption
-from experiments.run.training import longest_batch, training_arguments
+from experiments.run.interruption import SIGNALS, Interruption
+from experiments.run.training import training_arguments
 from wtacrs.integrations.trainer import STATE_FILE
 
 # Three steps an epoch, two epochs; dropout draws from the global generator, wtacrs from its own.
@@ -23,7 +23,7 @@ RESUMED = (
 
 @pytest.fixture
 def train(make_config, monkeypatch, tmp_path):
-    """Trains, maybe cut off after a step; returns the record, each step's loss, the handle."""
+    """Trains, maybe cut off, by a signal in the first step; returns record, losses, handle."""
     losses, handles, cut = [], [], [None]
     training_step, save = Trainer.training_step, runner.save_memory
 
@@ -37,6 +37,9 @@ def train(make_config, monkeypatch, tmp_path):
             super().on_step_end(args, state, control, **kwargs)
             if state.global_step == cut[0]:
                 raise KeyboardInterrupt
+            if cut[0] in SIGNALS:
+                name, cut[0] = cut[0], None
+                signal.raise_signal(getattr(signal, name))
 
         def on_train_end(self, args, state, control, **kwargs):
             if cut[0] == "the end":
@@ -53,7 +56,8 @@ def train(make_config, monkeypatch, tmp_path):
         try:
             if config.overwrite:
                 checkpoints.start_over(tmp_path / folder, tmp_path / "none.json")
-            runner.carry_out(config, record, tmp_path / folder, Interruption())
+            with Interruption() as interruption:
+                runner.carry_out(config, record, tmp_path / folder, interruption)
         except KeyboardInterrupt:
             assert record.metrics is None
         return record, losses.copy(), handles[-1]
@@ -205,10 +209,15 @@ def test_checkpoints_by_the_clock(train, tmp_path):
     assert (after, resumed.metrics) == (losses[3:], whole.metrics)
 
 
-def test_longest_batch():
-    data = Dataset.from_dict({"input_ids": [[1], [1, 2, 3], [1, 2], [4, 5, 6]]})
-    assert [row["input_ids"] for row in longest_batch(data, 3)] == [[1, 2, 3], [4, 5, 6], [1, 2]]
-    assert len(longest_batch(data, 9)) == 4
+def test_a_signal_leaves_a_checkpoint_after_its_step(train, tmp_path):
+    one = ("training.epochs=1", "task.max_train_rows=48")
+    whole, losses, _ = train(*one, folder="whole")
+    for step, name in enumerate(SIGNALS):
+        assert train(*one, cut_after=name)[1] == losses[step : step + 1], name
+        left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+        assert left == [f"checkpoint-{step + 1}"], name
+    resumed, after, _ = train(*one)
+    assert (after, resumed.metrics) == (losses[5:], whole.metrics)
 
 
 @pytest.mark.parametrize(
