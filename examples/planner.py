@@ -6,8 +6,8 @@ is python run.py mode=plan -m model=bert_base memory=plain,checkpoint,lean,leane
 
 from __future__ import annotations
 
-from experiments.config import PlanConfig, compose
-from experiments.plan.search import plan
+from wtacrs_experiments.config import PlanConfig, compose
+from wtacrs_experiments.plan.search import plan
 
 GIB = 2**30
 STEP = ("model=bert_base", "batch_size=32", "max_length=128", "precision=bf16", "device=cuda")

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from experiments.config import ROOT
+from wtacrs_experiments.config import ROOT
 
 
 def run(tmp_path, *arguments):

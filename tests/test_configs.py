@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.config import RunConfig, compose
-from experiments.run import runner
 from wtacrs import ESTIMATORS, PRESETS
+from wtacrs_experiments.config import RunConfig, compose
+from wtacrs_experiments.run import runner
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))

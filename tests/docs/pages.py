@@ -4,7 +4,7 @@ import re
 import shlex
 from typing import NamedTuple
 
-from experiments.config import ROOT
+from wtacrs_experiments.config import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

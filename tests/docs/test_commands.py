@@ -9,14 +9,14 @@ from importlib.util import find_spec
 
 import pytest
 
-from experiments import cli
-from experiments.config import ROOT, RunConfig, sweep
-from experiments.config.arguments import check_arguments, grid
-from experiments.config.command import command
-from experiments.config.compose import compose
-from experiments.plan.grid import settings
 from tests.docs.pages import commands
 from tests.stranger import run
+from wtacrs_experiments import cli
+from wtacrs_experiments.config import ROOT, RunConfig, sweep
+from wtacrs_experiments.config.arguments import check_arguments, grid
+from wtacrs_experiments.config.command import command
+from wtacrs_experiments.config.compose import compose
+from wtacrs_experiments.plan.grid import settings
 
 COMMANDS = commands()
 PYTHON = ("python", ".venv/bin/python")
@@ -113,7 +113,7 @@ def without_own(words):
         "python run.py budget=0.1,0.3",
         "python run.py mode=plan model=minilm fits=24",
         "torchrun --nproc-per-node=4 run.py task=nothing",
-        "python -m experiments.reports.nothing",
+        "python -m wtacrs_experiments.reports.nothing",
         "python examples/nothing.py",
         "wtacrs tables outputs/runs",
         "wtacrs table outputs/runs --protocl paper",
@@ -175,7 +175,7 @@ def test_sweep_status_and_table_run(tmp_path):
     assert len(list((tmp_path / "outputs" / "runs").glob("*.json"))) == 3
     for name, shown in (("status", "3 completed"), ("table", "wtacrs@0.3"), ("ls", "models")):
         words = of_readme("wtacrs", name)
-        assert shown in run(tmp_path, "-m", "experiments.cli", *words[1:])
+        assert shown in run(tmp_path, "-m", "wtacrs_experiments.cli", *words[1:])
 
 
 def test_all_that_there_is_to_choose_is_on_the_page():

@@ -11,10 +11,10 @@ import yaml
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import wtacrs
-from experiments.config import ROOT, ModelConfig
-from experiments.records.record import read_record
-from experiments.run.models import new_model
 from tests.docs.pages import blocks
+from wtacrs_experiments.config import ROOT, ModelConfig
+from wtacrs_experiments.records.record import read_record
+from wtacrs_experiments.run.models import new_model
 
 SMALL = ("training.max_steps=2", "training.batch_size=4", "measure.warmup_steps=0")
 DIGITS = ("model=digits_tiny", "task=digits", "task.max_train_rows=16", "task.max_length=8")

@@ -10,15 +10,15 @@ import pytest
 import yaml
 
 import wtacrs
-from experiments.config import ROOT
 from wtacrs.integrations.trainer import WtacrsCallback
 from wtacrs.measure.step import measure_step
+from wtacrs_experiments.config import ROOT
 
 pytest.importorskip("mkdocs", reason="mkdocs is not installed; it is in the extra docs")
 
 DOCS = ROOT / "docs"
 SHOWN = [getattr(wtacrs, name) for name in wtacrs.__all__]
-COPIED = ("docs", "results/figures", "results/tables", "experiments/reports")
+COPIED = ("docs", "results/figures", "results/tables", "wtacrs_experiments/reports")
 FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "mkdocs.yml")
 
 
@@ -91,7 +91,7 @@ def test_every_figure_has_its_paragraph():
 
 def test_every_room_is_in_the_house():
     page, picture = (DOCS / "architecture.md").read_text(), (DOCS / "house.svg").read_text()
-    for house in ("wtacrs", "experiments"):
+    for house in ("wtacrs", "wtacrs_experiments"):
         for room in (path.parent.name for path in (ROOT / house).glob("*/__init__.py")):
             assert f"`{house}/{room}/`" in page
             assert f">{room}/<" in picture

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from experiments.config import ROOT
 from tests.stranger import run
+from wtacrs_experiments.config import ROOT
 
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))

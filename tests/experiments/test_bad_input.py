@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import ROOT, RunConfig, compose
-from experiments.errors import UserError
-from experiments.plan.__main__ import main as plan
-from experiments.plan.grid import settings
-from experiments.run.runner import RunError, run
+from wtacrs_experiments.config import ROOT, RunConfig, compose
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.plan.__main__ import main as plan
+from wtacrs_experiments.plan.grid import settings
+from wtacrs_experiments.run.runner import RunError, run
 
 
 def rows(name):

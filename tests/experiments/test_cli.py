@@ -6,16 +6,16 @@ import sys
 
 import pytest
 
-from experiments import cli
-from experiments.config import CONF, ROOT
-from experiments.records.record import write_record
+from wtacrs_experiments import cli
+from wtacrs_experiments.config import CONF, ROOT
+from wtacrs_experiments.records.record import write_record
 
 
 @pytest.mark.parametrize("given", ["--help", "ls", "status --help", "status runs"])
 def test_without_torch(given, tmp_path):
     code = f"""
 import sys
-from experiments import cli
+from wtacrs_experiments import cli
 try:
     cli.main({given.split()!r})
 finally:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.errors import UserError, one_line
+from wtacrs_experiments.errors import UserError, one_line
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 import run as program
-from experiments.config import RunConfig, compose
-from experiments.run import runner
+from wtacrs_experiments.config import RunConfig, compose
+from wtacrs_experiments.run import runner
 
 GIVEN = ("task=digits", "model=digits_tiny", "training.batch_size=8", "training.max_steps=-1")
 GIVEN += ("training.epochs=2", "task.max_train_rows=48", "training.checkpoint_steps=2")

@@ -2,7 +2,7 @@
 
 import json
 
-from experiments.bench.__main__ import main
+from wtacrs_experiments.bench.__main__ import main
 
 
 def test_selection_is_measured_for_both_estimators_that_choose_by_weight(tmp_path, capsys):

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from experiments.bench.deep_narrow import measure
+from wtacrs_experiments.bench.deep_narrow import measure
 
 
 class Squares(nn.Module):

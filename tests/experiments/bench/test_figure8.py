@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from experiments.bench import figure8
-from experiments.plan.rehearsal import Rehearsal
+from wtacrs_experiments.bench import figure8
+from wtacrs_experiments.plan.rehearsal import Rehearsal
 
 TINY = [
     *("model=t5_small", "max_length=16", "model.architecture.d_model=32"),

@@ -7,17 +7,26 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.config import CONF, ROOT, PlanConfig, RunConfig, as_record, build, compose, known
-from experiments.config.arguments import check_arguments, grid
-from experiments.config.build import defaults
-from experiments.config.command import command
-from experiments.errors import UserError
-from experiments.plan.grid import settings
-from experiments.records.record import config_hash, record_path
-from experiments.run import metrics
 from wtacrs import ESTIMATORS, PRESETS
 from wtacrs import config as library
 from wtacrs.sampling.centre import CENTRES
+from wtacrs_experiments.config import (
+    CONF,
+    ROOT,
+    PlanConfig,
+    RunConfig,
+    as_record,
+    build,
+    compose,
+    known,
+)
+from wtacrs_experiments.config.arguments import check_arguments, grid
+from wtacrs_experiments.config.build import defaults
+from wtacrs_experiments.config.command import command
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.plan.grid import settings
+from wtacrs_experiments.records.record import config_hash, record_path
+from wtacrs_experiments.run import metrics
 
 RUNS = [*(ROOT / "results" / "ablation").glob("*.json")]
 RUNS += [*(ROOT / "results" / "centred").glob("*.json")]

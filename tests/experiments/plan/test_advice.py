@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from experiments.plan.advice import advice, share_of_states
-from experiments.plan.search import plan
 from tests.experiments.plan.test_plan import BERT, one, printed
+from wtacrs_experiments.plan.advice import advice, share_of_states
+from wtacrs_experiments.plan.search import plan
 
 SMALL = tuple(text for text in BERT if text not in ("batch_size=4", "max_length=32"))
 STATES = (*SMALL, "batch_size=1", "max_length=4", "memory=plain")  # of which the peak is made

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from experiments.errors import UserError
-from experiments.plan.kernels import cuda_kernels
 from wtacrs.measure.step import SavedBytes
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.plan.kernels import cuda_kernels
 
 
 @pytest.mark.parametrize(("mask", "s"), [("none", 32), ("bool", 32), ("float", 32), ("float", 33)])

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from experiments.plan.rehearsal import Operations
 from wtacrs import MemoryConfig, SamplingConfig, apply_
 from wtacrs.integrations.fake import experts_on_fakes
+from wtacrs_experiments.plan.rehearsal import Operations
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 50}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}

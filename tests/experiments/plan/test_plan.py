@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from experiments.plan import __main__ as command
-from experiments.plan.grid import settings
-from experiments.plan.rehearsal import Rehearsal
-from experiments.plan.search import largest_batch, plan
-from experiments.run.memory import save_memory
-from experiments.run.models import new_model
-from experiments.run.text2text import is_text_to_text
-from experiments.run.tuning import tune
 from wtacrs.measure.step import measure_step
+from wtacrs_experiments.plan import __main__ as command
+from wtacrs_experiments.plan.grid import settings
+from wtacrs_experiments.plan.rehearsal import Rehearsal
+from wtacrs_experiments.plan.search import largest_batch, plan
+from wtacrs_experiments.run.memory import save_memory
+from wtacrs_experiments.run.models import new_model
+from wtacrs_experiments.run.text2text import is_text_to_text
+from wtacrs_experiments.run.tuning import tune
 
 BERT = (
     *("model=digits_tiny", "batch_size=4", "max_length=32", "device=cpu"),

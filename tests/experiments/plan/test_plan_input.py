@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from experiments.config.roots import parse_bytes
-from experiments.plan import __main__ as command
 from tests.experiments.plan.test_plan import BERT, printed
+from wtacrs_experiments.config.roots import parse_bytes
+from wtacrs_experiments.plan import __main__ as command
 
 
 def test_units():

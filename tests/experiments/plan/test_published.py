@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.errors import UserError
-from experiments.plan import kept, published
-from experiments.plan.kept import planned_batches, planned_step
-from experiments.records.planned import FULL, index_path, read_planned
 from tests.experiments.plan.test_plan import BERT
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.plan import kept, published
+from wtacrs_experiments.plan.kept import planned_batches, planned_step
+from wtacrs_experiments.records.planned import FULL, index_path, read_planned
 
 PLAIN = (*BERT, "memory=plain")
 

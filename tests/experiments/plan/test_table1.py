@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from experiments.plan import start, table1
-from experiments.records.grid import cells
 from tests.experiments.records.test_grid import TINY
+from wtacrs_experiments.plan import start, table1
+from wtacrs_experiments.records.grid import cells
 
 PLANNED = {"memory": {"peak_bytes": 3 * 2**30}, "flops": 4e12}
 GRID = {

@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
-from experiments.records import audit
-from experiments.records.audit import KINDS, Records, kind_of
-from experiments.records.code import PLANNER, code_hash
+from wtacrs_experiments.records import audit
+from wtacrs_experiments.records.audit import KINDS, Records, kind_of
+from wtacrs_experiments.records.code import PLANNER, code_hash
 
 RUN, PLAN, BENCH = "results/ablation/a.json", "results/plan/step-a.json", "results/bench/a.json"
 
@@ -76,7 +76,7 @@ def test_good_records_have_no_failure(repository):
 
 
 def test_a_plan_of_code_that_has_changed_is_stale_and_no_failure(repository):
-    (repository / "experiments/plan/rehearsal.py").write_text("# changed\n")
+    (repository / "wtacrs_experiments/plan/rehearsal.py").write_text("# changed\n")
     records = Records(repository)
     assert [*records.failures()] == []
     assert records.stale == [repository / PLAN]

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from experiments.config import ROOT
-from experiments.records import claims
-from experiments.records.claims import UnderWay, claimed, is_alive, read_claim
+from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.records import claims
+from wtacrs_experiments.records.claims import UnderWay, claimed, is_alive, read_claim
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_run_that_another_process_carries_out_is_left_to_it(record):
 KILLED = """
 import os, sys
 from pathlib import Path
-from experiments.records.claims import claimed
+from wtacrs_experiments.records.claims import claimed
 with claimed(Path(sys.argv[1]), {}):
     os._exit(9)
 """

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from experiments.config import ROOT
-from experiments.records.code import BENCHES, PLANNER, code_hash, code_hash_at
+from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.records.code import BENCHES, PLANNER, code_hash, code_hash_at
 
 PATHS = ("library", "planner.py")
 
@@ -68,16 +68,19 @@ def imported(path):
         if isinstance(node, ast.ImportFrom) and node.module:
             modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     files = {f"{module.replace('.', '/')}.py" for module in modules}
-    rooms = ("experiments/plan/", "experiments/run/")
+    rooms = ("wtacrs_experiments/plan/", "wtacrs_experiments/run/")
     return {file for file in files if file.startswith(rooms) and (ROOT / file).exists()}
 
 
 def test_all_that_a_plan_is_made_by_is_hashed():
     """Or what it imports could change, and its records would not be stale."""
-    asked, found = {"experiments/plan/rehearsal.py", "experiments/plan/search.py"}, set()
+    asked, found = (
+        {"wtacrs_experiments/plan/rehearsal.py", "wtacrs_experiments/plan/search.py"},
+        set(),
+    )
     while asked:
         file = asked.pop()
         found.add(file)
         asked |= imported(file) - found
-    assert "experiments/run/memory.py" in found
+    assert "wtacrs_experiments/run/memory.py" in found
     assert found <= {*PLANNER}

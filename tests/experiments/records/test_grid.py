@@ -4,11 +4,11 @@ import huggingface_hub
 import pandas as pd
 import pytest
 
-from experiments.config import ROOT
-from experiments.errors import UserError
-from experiments.plan import start as starting
-from experiments.plan.start import missing, run_all
-from experiments.records.grid import (
+from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.plan import start as starting
+from wtacrs_experiments.plan.start import missing, run_all
+from wtacrs_experiments.records.grid import (
     Cell,
     cells,
     configs,
@@ -17,7 +17,7 @@ from experiments.records.grid import (
     record_of,
     training_steps,
 )
-from experiments.records.record import read_record, write_record
+from wtacrs_experiments.records.record import read_record, write_record
 
 TINY = {
     "all": ["model=digits_tiny", "task.max_train_rows=16", "training.max_steps=1"],

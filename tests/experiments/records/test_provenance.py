@@ -8,8 +8,8 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from experiments.records import provenance as module
-from experiments.records.provenance import provenance
+from wtacrs_experiments.records import provenance as module
+from wtacrs_experiments.records.provenance import provenance
 
 
 def git(*arguments):

@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from experiments.config import as_record
-from experiments.errors import UserError
-from experiments.records.record import (
+from wtacrs_experiments.config import as_record
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.record import (
     RecordError,
     check_writable,
     config_hash,

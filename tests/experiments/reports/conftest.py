@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.records.record import record_path, write_record
+from wtacrs_experiments.records.record import record_path, write_record
 
 
 @pytest.fixture

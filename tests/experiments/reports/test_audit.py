@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from experiments.config import ROOT
-from experiments.reports import audit
-from experiments.reports.audit import rebuilt
-from experiments.reports.published import PAGES, RESULTS
+from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.reports import audit
+from wtacrs_experiments.reports.audit import rebuilt
+from wtacrs_experiments.reports.published import PAGES, RESULTS
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from experiments.records.record import record_path, write_record
-from experiments.reports.drawing import LOOKS, ablation_figure, looks, panels
-from experiments.reports.figures import main
+from wtacrs_experiments.records.record import record_path, write_record
+from wtacrs_experiments.reports.drawing import LOOKS, ablation_figure, looks, panels
+from wtacrs_experiments.reports.figures import main
 
 OKABE_ITO = {
     *("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from experiments.config import ROOT
-from experiments.errors import UserError
-from experiments.reports import figure8
+from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.reports import figure8
 
 PAPER = ROOT / "results" / "paper" / "figure8_throughput.csv"
 

@@ -4,13 +4,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from experiments.plan.published import FITS
-from experiments.records.planned import FULL, index_path
-from experiments.records.store import write_json
-from experiments.reports import memory_figures
-from experiments.reports.figures import main
-from experiments.reports.memory_figures import PARTS, batch_figure, memory_figure
-from experiments.words import GIB
+from wtacrs_experiments.plan.published import FITS
+from wtacrs_experiments.records.planned import FULL, index_path
+from wtacrs_experiments.records.store import write_json
+from wtacrs_experiments.reports import memory_figures
+from wtacrs_experiments.reports.figures import main
+from wtacrs_experiments.reports.memory_figures import PARTS, batch_figure, memory_figure
+from wtacrs_experiments.words import GIB
 
 
 def batches(slope):

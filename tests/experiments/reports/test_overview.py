@@ -1,10 +1,10 @@
 """What the paper shows, from the records: what misses is said, what can be made is made."""
 
-from experiments.errors import UserError
-from experiments.records.planned import index_path
-from experiments.records.store import write_json
-from experiments.reports import overview
-from experiments.reports.overview import Part, report
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.planned import index_path
+from wtacrs_experiments.records.store import write_json
+from wtacrs_experiments.reports import overview
+from wtacrs_experiments.reports.overview import Part, report
 
 
 def part(missing, error=None):

@@ -6,17 +6,17 @@ import re
 import pytest
 from plotly.offline import get_plotlyjs
 
-from experiments.config import ROOT, RunConfig, as_record, compose
-from experiments.errors import UserError
-from experiments.records.record import config_hash, read_record, record_path, write_record
-from experiments.reports import tables
-from experiments.reports.page import __main__ as command
-from experiments.reports.page import grids, plots
-from experiments.reports.page.curves import curves, losses
-from experiments.reports.page.folder import read_folder
-from experiments.reports.page.origins import origin, overrides
-from experiments.reports.page.render import render
-from experiments.reports.runs import load_runs
+from wtacrs_experiments.config import ROOT, RunConfig, as_record, compose
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.record import config_hash, read_record, record_path, write_record
+from wtacrs_experiments.reports import tables
+from wtacrs_experiments.reports.page import __main__ as command
+from wtacrs_experiments.reports.page import grids, plots
+from wtacrs_experiments.reports.page.curves import curves, losses
+from wtacrs_experiments.reports.page.folder import read_folder
+from wtacrs_experiments.reports.page.origins import origin, overrides
+from wtacrs_experiments.reports.page.render import render
+from wtacrs_experiments.reports.runs import load_runs
 
 MARKUP = "</script><img src=x onerror=alert(1)>"
 PUBLISHED = [

@@ -5,8 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from experiments.records.record import record_path, write_record
-from experiments.reports.tables import aggregate, display, load_runs, write_tables
+from wtacrs_experiments.records.record import record_path, write_record
+from wtacrs_experiments.reports.tables import aggregate, display, load_runs, write_tables
 
 FULL = (0.90, 0.94, 0.92)
 # Differences to FULL of -0.10, -0.04, -0.06: mean -1/15, standard deviation sqrt(0.0028 / 3), so

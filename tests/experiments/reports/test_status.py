@@ -6,12 +6,12 @@ import subprocess
 
 import pytest
 
-from experiments.config import RunConfig, as_record, compose
-from experiments.records.record import record_path, write_record
-from experiments.records.store import write_json
-from experiments.reports import status
-from experiments.reports.status import read_sweep
-from experiments.run.own_task import settle
+from wtacrs_experiments.config import RunConfig, as_record, compose
+from wtacrs_experiments.records.record import record_path, write_record
+from wtacrs_experiments.records.store import write_json
+from wtacrs_experiments.reports import status
+from wtacrs_experiments.reports.status import read_sweep
+from wtacrs_experiments.run.own_task import settle
 
 TINY = (
     *("model=digits_tiny", "task=digits", "task.max_train_rows=64", "task.max_length=16"),

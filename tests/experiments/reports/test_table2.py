@@ -3,11 +3,11 @@
 import pandas as pd
 import pytest
 
-from experiments.records.planned import index_path
-from experiments.records.store import write_json
-from experiments.reports import table2
-from experiments.reports.table2 import FULL, PAPER_UNIT, display, table
-from experiments.words import GIB
+from wtacrs_experiments.records.planned import index_path
+from wtacrs_experiments.records.store import write_json
+from wtacrs_experiments.reports import table2
+from wtacrs_experiments.reports.table2 import FULL, PAPER_UNIT, display, table
+from wtacrs_experiments.words import GIB
 
 
 def record(peak, saved, tuning="full", budget=1.0):

@@ -3,12 +3,12 @@
 import pandas as pd
 import pytest
 
-from experiments.records.record import record_path, write_record
-from experiments.reports import tables
-from experiments.reports.latex import escaped
-from experiments.reports.paper import paper_scores
-from experiments.reports.runs import aggregate, load_runs
-from experiments.reports.tables import display, write_tables
+from wtacrs_experiments.records.record import record_path, write_record
+from wtacrs_experiments.reports import tables
+from wtacrs_experiments.reports.latex import escaped
+from wtacrs_experiments.reports.paper import paper_scores
+from wtacrs_experiments.reports.runs import aggregate, load_runs
+from wtacrs_experiments.reports.tables import display, write_tables
 
 
 def test_what_did_not_complete_stands_in_the_cell_of_the_score(two_seeds, add_run, folder):

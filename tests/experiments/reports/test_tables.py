@@ -5,13 +5,13 @@ import math
 import pandas as pd
 import pytest
 
-from experiments.config import as_record
-from experiments.errors import UserError
-from experiments.records.record import record_path, write_record
-from experiments.reports import tables
-from experiments.reports.runs import aggregate, load_runs
-from experiments.reports.tables import display, splice, write_tables
-from experiments.words import method_name
+from wtacrs_experiments.config import as_record
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.record import record_path, write_record
+from wtacrs_experiments.reports import tables
+from wtacrs_experiments.reports.runs import aggregate, load_runs
+from wtacrs_experiments.reports.tables import display, splice, write_tables
+from wtacrs_experiments.words import method_name
 
 
 def rows(folder):

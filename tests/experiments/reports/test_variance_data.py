@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from experiments.errors import UserError
-from experiments.records.record import write_record
-from experiments.reports.figures import main
-from experiments.reports.variance_data import RUN, layer_type, load_probes
-from experiments.reports.variance_tables import probe_table, variance_table
 from tests.experiments.probes import LOWRANK, PPS, WTACRS, probe
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.record import write_record
+from wtacrs_experiments.reports.figures import main
+from wtacrs_experiments.reports.variance_data import RUN, layer_type, load_probes
+from wtacrs_experiments.reports.variance_tables import probe_table, variance_table
 
 
 def rows(text):

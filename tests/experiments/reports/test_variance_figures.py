@@ -3,15 +3,15 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from experiments.reports.figures import main
-from experiments.reports.variance_data import load_probes, winner_frame
-from experiments.reports.variance_figures import (
+from tests.experiments.probes import PPS, probe
+from wtacrs_experiments.reports.figures import main
+from wtacrs_experiments.reports.variance_data import load_probes, winner_frame
+from wtacrs_experiments.reports.variance_figures import (
     budget_figure,
     source_figure,
     winner_mass_figure,
     winners_figure,
 )
-from tests.experiments.probes import PPS, probe
 
 LOW, HIGH, EXACT = [0.125, 0.8, 0.2], [0.45, 1.4, 1.0], [0.0] * 3  # totals 0.2, 0.6, 0
 

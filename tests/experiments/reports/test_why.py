@@ -4,13 +4,13 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.colors import to_hex
 
-from experiments.config import ROOT
-from experiments.errors import UserError
-from experiments.records.planned import FULL, read_planned
-from experiments.records.record import record_path, write_record
-from experiments.records.store import write_json
-from experiments.reports import why
-from experiments.reports.runs import aggregate, load_runs
+from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.planned import FULL, read_planned
+from wtacrs_experiments.records.record import record_path, write_record
+from wtacrs_experiments.records.store import write_json
+from wtacrs_experiments.reports import why
+from wtacrs_experiments.reports.runs import aggregate, load_runs
 
 RESULTS = ROOT / "results"
 

@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from experiments.run.documentation import documentation
+from wtacrs_experiments.run.documentation import documentation
 
 WORDS = 400
 ROWS = [{"prompt": told, "completion": text} for told, text in documentation()[:60]]

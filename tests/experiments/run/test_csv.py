@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.config import RunConfig, as_record, compose
-from experiments.errors import UserError
-from experiments.records.record import config_hash, record_path
-from experiments.run import predict
-from experiments.run.models import load_tokenizer
-from experiments.run.own_task import settled_task
-from experiments.run.runner import run, settle
-from experiments.run.saving import model_folder
-from experiments.run.tasks import load_task
 from tests.experiments.run.decoders import save_llama, write_jsonl
+from wtacrs_experiments.config import RunConfig, as_record, compose
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.record import config_hash, record_path
+from wtacrs_experiments.run import predict
+from wtacrs_experiments.run.models import load_tokenizer
+from wtacrs_experiments.run.own_task import settled_task
+from wtacrs_experiments.run.runner import run, settle
+from wtacrs_experiments.run.saving import model_folder
+from wtacrs_experiments.run.tasks import load_task
 
 QUICK = ("training.max_steps=2", "training.batch_size=4", "measure.memory=false")
 
@@ -187,7 +187,7 @@ def test_a_record_needs_no_file_to_be_read_again(given, tmp_path):
 
 
 def compose_again(config):
-    from experiments.config import build
+    from wtacrs_experiments.config import build
 
     return build(RunConfig, as_record(config))
 

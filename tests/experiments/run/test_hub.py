@@ -3,12 +3,12 @@
 import datasets
 import pytest
 
-from experiments.config import RunConfig, compose
-from experiments.run import hub
-from experiments.run.files import read_splits
-from experiments.run.glue import TaskError
-from experiments.run.own_task import settled_task
-from experiments.run.runner import run
+from wtacrs_experiments.config import RunConfig, compose
+from wtacrs_experiments.run import hub
+from wtacrs_experiments.run.files import read_splits
+from wtacrs_experiments.run.glue import TaskError
+from wtacrs_experiments.run.own_task import settled_task
+from wtacrs_experiments.run.runner import run
 
 WORDS = ["good", "bad", "fine", "poor"]
 LABELS = datasets.Features(

@@ -12,9 +12,9 @@ import pytest
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from experiments.config import ROOT, sweep
-from experiments.config.command import command
-from experiments.errors import UserError
+from wtacrs_experiments.config import ROOT, sweep
+from wtacrs_experiments.config.command import command
+from wtacrs_experiments.errors import UserError
 
 TINY = ["task=digits", "model=digits_tiny", "training.max_steps=1", "task.max_train_rows=16"]
 TINY += ["measure.memory=false", "training.batch_size=8", "training.device=cpu"]
@@ -100,7 +100,7 @@ def test_a_worker_begins_where_the_command_was_typed(monkeypatch, tmp_path):
 
 
 def test_a_launcher_whose_package_is_missing(monkeypatch):
-    monkeypatch.setattr("experiments.config.sweep.find_spec", lambda name: None)
+    monkeypatch.setattr("wtacrs_experiments.config.sweep.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"launcher=slurm needs a package: .*'wtacrs\[slurm\]'"):
         command(["-m", "launcher=slurm", "seed=0,1"])
 

@@ -14,14 +14,14 @@ from transformers import (
     MPNetForSequenceClassification,
 )
 
-from experiments.config import TuningConfig
-from experiments.config.known import LADDERS
-from experiments.errors import UserError
-from experiments.run import tuning
-from experiments.run.lst import ladder_
-from experiments.run.pruning import SIZES
 from tests.experiments.run.test_text2text import tiny_t5
 from wtacrs.measure.step import SavedBytes
+from wtacrs_experiments.config import TuningConfig
+from wtacrs_experiments.config.known import LADDERS
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.run import tuning
+from wtacrs_experiments.run.lst import ladder_
+from wtacrs_experiments.run.pruning import SIZES
 
 LST = TuningConfig(name="lst", reduction=4)
 WIDE, HEADS, INNER, LAYERS = 32, 2, 80, 3

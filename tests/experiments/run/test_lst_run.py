@@ -2,10 +2,10 @@
 
 import pytest
 
-from experiments.run import measure
-from experiments.run.runner import run
 from tests.experiments.run.test_lst import T5_SIZES
 from tests.experiments.run.test_text2text import t5_tokenizer, tiny_t5
+from wtacrs_experiments.run import measure
+from wtacrs_experiments.run.runner import run
 
 
 def test_run(make_config):

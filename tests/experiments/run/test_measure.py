@@ -8,16 +8,16 @@ import torch
 from datasets import Dataset
 from transformers import Trainer
 
-from experiments.reports.tables import load_runs
-from experiments.run import measure
-from experiments.run.attribution import describe_held
-from experiments.run.batch_facts import BatchFacts
-from experiments.run.measure import StepTimer, describe_throughput, measure_memory
-from experiments.run.memory import save_memory
-from experiments.run.models import load_model
-from experiments.run.runner import run
-from experiments.run.tasks import load_task
-from experiments.run.training import build_trainer, longest_batch
+from wtacrs_experiments.reports.tables import load_runs
+from wtacrs_experiments.run import measure
+from wtacrs_experiments.run.attribution import describe_held
+from wtacrs_experiments.run.batch_facts import BatchFacts
+from wtacrs_experiments.run.measure import StepTimer, describe_throughput, measure_memory
+from wtacrs_experiments.run.memory import save_memory
+from wtacrs_experiments.run.models import load_model
+from wtacrs_experiments.run.runner import run
+from wtacrs_experiments.run.tasks import load_task
+from wtacrs_experiments.run.training import build_trainer, longest_batch
 
 
 @pytest.fixture

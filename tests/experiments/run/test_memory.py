@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from experiments.config import as_record
-from experiments.errors import UserError
-from experiments.records.record import config_hash, record_path
-from experiments.run import runner
-from experiments.run.memory import save_memory
 from wtacrs import PRESETS
 from wtacrs.integrations.checkpointing import checkpoints
+from wtacrs_experiments.config import as_record
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.record import config_hash, record_path
+from wtacrs_experiments.run import runner
+from wtacrs_experiments.run.memory import save_memory
 
 ON_CPU = tuple(name for name in PRESETS if name != "checkpoint_offload")
 
@@ -33,7 +33,7 @@ def prepared(make_config):
 def test_what_is_null_is_what_the_preset_has(preset, prepared, monkeypatch):
     applied = []
     monkeypatch.setattr(
-        "experiments.run.memory.apply_", lambda _, memory, **__: applied.append(memory)
+        "wtacrs_experiments.run.memory.apply_", lambda _, memory, **__: applied.append(memory)
     )
     prepared(f"memory={preset}")
     (memory,) = applied
@@ -131,7 +131,7 @@ def test_resumed_run_rounds_on(preset, make_config, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.run.training.describe_metrics", cut)
+        patch.setattr("wtacrs_experiments.run.training.describe_metrics", cut)
         with pytest.raises(KeyboardInterrupt):
             runner.run(config)
     resumed = runner.run(config)

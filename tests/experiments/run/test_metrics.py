@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.run.metrics import compute
+from wtacrs_experiments.run.metrics import compute
 
 
 def test_metrics_by_hand():

@@ -17,8 +17,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from experiments.errors import UserError
-from experiments.run.models import ModelError, load_model, load_tokenizer, new_model
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.run.models import ModelError, load_model, load_tokenizer, new_model
 
 PARAMETERS = {  # as published; an encoder's with a head for two classes
     "t5_small": 60_506_624,

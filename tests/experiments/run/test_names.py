@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.config import RunConfig, compose
-from experiments.run import runner
-from experiments.run.own_model import settled
-from experiments.run.runner import run
+from wtacrs_experiments.config import RunConfig, compose
+from wtacrs_experiments.run import runner
+from wtacrs_experiments.run.own_model import settled
+from wtacrs_experiments.run.runner import run
 
 
 def test_a_claim_lies_beside_the_record_while_it_runs(make_config, tmp_path, monkeypatch):

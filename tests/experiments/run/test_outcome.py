@@ -10,13 +10,13 @@ import time
 
 import pytest
 
-from experiments.config import ROOT, as_record
-from experiments.errors import UserError
-from experiments.records.claims import claimed
-from experiments.records.record import read_record, record_path, write_record
-from experiments.run import outcome, runner
-from experiments.run.interruption import SIGNALS, Interrupted, Interruption
-from experiments.run.runner import checkpoint_folder, run
+from wtacrs_experiments.config import ROOT, as_record
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.claims import claimed
+from wtacrs_experiments.records.record import read_record, record_path, write_record
+from wtacrs_experiments.run import outcome, runner
+from wtacrs_experiments.run.interruption import SIGNALS, Interrupted, Interruption
+from wtacrs_experiments.run.runner import checkpoint_folder, run
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from experiments.config import RunConfig, compose
-from experiments.reports.figures import main
-from experiments.reports.variance_data import error_frame, load_probes, summarise
-from experiments.run.models import load_model
-from experiments.run.probe import catch
-from experiments.run.runner import RunError, run
 from wtacrs import apply_
+from wtacrs_experiments.config import RunConfig, compose
+from wtacrs_experiments.reports.figures import main
+from wtacrs_experiments.reports.variance_data import error_frame, load_probes, summarise
+from wtacrs_experiments.run.models import load_model
+from wtacrs_experiments.run.probe import catch
+from wtacrs_experiments.run.runner import RunError, run
 
 OVERRIDES = [
     "experiment=variance",

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from experiments.config import sweep
-from experiments.records.record import record_path
-from experiments.run import progress
-from experiments.run.runner import run, training
+from wtacrs_experiments.config import sweep
+from wtacrs_experiments.records.record import record_path
+from wtacrs_experiments.run import progress
+from wtacrs_experiments.run.runner import run, training
 
 EPOCHS = ("training.max_steps=-1", "training.epochs=2", "task.max_train_rows=16")
 EPOCHS += ("measure.memory=false", "task.max_eval_rows=8")

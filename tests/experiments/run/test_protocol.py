@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
 
-from experiments.run import protocol
+from wtacrs_experiments.run import protocol
 
 
 def logits(predicted: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ import sys
 import psutil
 import pytest
 
-from experiments import cli
-from experiments.config import ROOT
-from experiments.records.record import read_record
+from wtacrs_experiments import cli
+from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.records.record import read_record
 
 GIVEN = ("task=digits", "model=digits_tiny", "training.batch_size=8", "training.device=cpu")
 STEPS = ("training.max_steps=12", "measure.warmup_steps=1")

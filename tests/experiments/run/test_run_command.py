@@ -14,7 +14,7 @@ import datasets
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from experiments.records.record import record_path
+from wtacrs_experiments.records.record import record_path
 
 RUN = Path(__file__).parents[3] / "run.py"
 # Hydra opens a log file for each run and leaves closing it to the end of the process.

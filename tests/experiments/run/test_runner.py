@@ -6,12 +6,12 @@ import re
 import pytest
 import torch
 
-from experiments.config import as_record
-from experiments.errors import UserError
-from experiments.records.claims import LOCK
-from experiments.records.record import read_record, record_path, write_record
-from experiments.run import measure, runner
-from experiments.run.runner import RunError, run
+from wtacrs_experiments.config import as_record
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.claims import LOCK
+from wtacrs_experiments.records.record import read_record, record_path, write_record
+from wtacrs_experiments.run import measure, runner
+from wtacrs_experiments.run.runner import RunError, run
 
 HALVES = ("picking_half", "reporting_half")
 SECTIONS = {  # ARCHITECTURE section 7

@@ -11,17 +11,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from experiments.config import PlanConfig, RunConfig, compose
-from experiments.errors import UserError
-from experiments.plan.grid import settings
-from experiments.run import metrics, protocol, sft
-from experiments.run.documentation import documentation
-from experiments.run.files import read_rows, read_splits
-from experiments.run.models import load_model
-from experiments.run.own_model import settled
-from experiments.run.own_task import settled_task
-from experiments.run.runner import run
 from tests.experiments.run.decoders import save_llama, write_jsonl
+from wtacrs_experiments.config import PlanConfig, RunConfig, compose
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.plan.grid import settings
+from wtacrs_experiments.run import metrics, protocol, sft
+from wtacrs_experiments.run.documentation import documentation
+from wtacrs_experiments.run.files import read_rows, read_splits
+from wtacrs_experiments.run.models import load_model
+from wtacrs_experiments.run.own_model import settled
+from wtacrs_experiments.run.own_task import settled_task
+from wtacrs_experiments.run.runner import run
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4, "vocab_size": 400}

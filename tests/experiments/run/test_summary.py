@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run.summary import show
+from wtacrs_experiments.run.summary import show
 
 
 @pytest.mark.parametrize(

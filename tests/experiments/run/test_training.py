@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import Trainer
 
-from experiments.errors import UserError
-from experiments.records.record import RunRecord
-from experiments.run import checkpoints, measure, runner
-from experiments.run.interruption import SIGNALS, Interruption
-from experiments.run.training import training_arguments
 from wtacrs.integrations.trainer import STATE_FILE
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.record import RunRecord
+from wtacrs_experiments.run import checkpoints, measure, runner
+from wtacrs_experiments.run.interruption import SIGNALS, Interruption
+from wtacrs_experiments.run.training import training_arguments
 
 # Three steps an epoch, two epochs; dropout draws from the global generator, wtacrs from its own.
 RESUMED = (

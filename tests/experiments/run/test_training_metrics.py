@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.run import training
-from experiments.run.training import pad_pixels
+from wtacrs_experiments.run import training
+from wtacrs_experiments.run.training import pad_pixels
 
 FACTS = SimpleNamespace(mean_loss=1.5, mean_curve={"step": [10], "loss": [9.0]})
 

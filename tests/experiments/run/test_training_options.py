@@ -5,16 +5,16 @@ import sys
 import pytest
 import torch
 
-from experiments.config import RunConfig, compose
-from experiments.errors import UserError
-from experiments.records.record import RunRecord
-from experiments.run import measure, runner, training
-from experiments.run.interruption import Interruption
-from experiments.run.models import load_model, load_tokenizer
-from experiments.run.tasks import load_task
-from experiments.run.text2text import TextToText
 from tests.experiments.run.decoders import save_llama, write_jsonl
 from tests.experiments.run.test_text2text import t5_tokenizer
+from wtacrs_experiments.config import RunConfig, compose
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.record import RunRecord
+from wtacrs_experiments.run import measure, runner, training
+from wtacrs_experiments.run.interruption import Interruption
+from wtacrs_experiments.run.models import load_model, load_tokenizer
+from wtacrs_experiments.run.tasks import load_task
+from wtacrs_experiments.run.text2text import TextToText
 
 EPOCHS = ("task.max_train_rows=20", "training.max_steps=-1", "measure.warmup_steps=1")
 EPOCHS += ("task.max_eval_rows=8",)

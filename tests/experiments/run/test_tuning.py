@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
-from experiments.errors import UserError
-from experiments.run import measure, tuning
-from experiments.run.models import load_model
-from experiments.run.runner import run
 from wtacrs import SampledLinear, SamplingConfig, sample_linears_
 from wtacrs.measure.step import SavedBytes
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.run import measure, tuning
+from wtacrs_experiments.run.models import load_model
+from wtacrs_experiments.run.runner import run
 
 LORA = ("tuning=lora", "tuning.rank=4")
 

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from experiments.errors import UserError
-from experiments.run import weights
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.run import weights
 
 CONTENT = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 4, "vocab.txt": b"a\nb\n"}
 

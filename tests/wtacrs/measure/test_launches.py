@@ -2,8 +2,8 @@
 
 import torch
 
-from experiments.bench.layer import bench_launches
 from wtacrs.measure.launches import Launches
+from wtacrs_experiments.bench.layer import bench_launches
 
 
 def test_views_and_allocations_do_not_count():

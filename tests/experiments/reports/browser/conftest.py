@@ -6,9 +6,9 @@ import shutil
 import pytest
 from playwright.sync_api import sync_playwright
 
-from experiments.config import ROOT
-from experiments.reports.page import __main__ as command
 from tests.experiments.reports.browser.page import CHROMIUM, MARKUP, SIZES
+from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.reports.page import __main__ as command
 
 CENTRED = ROOT / "results" / "centred"
 

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from experiments.reports import tables
 from tests.experiments.reports.browser.page import NEEDED, column, head, say
+from wtacrs_experiments.reports import tables
 
 pytestmark = NEEDED
 

@@ -1,0 +1,68 @@
+"""Runs that are planned, started: what a grid lacks is said once, what fails stops no other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from wtacrs_experiments.config import ROOT, RunConfig, as_record
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.grid import Cell, is_done
+from wtacrs_experiments.run.models import load_tokenizer
+from wtacrs_experiments.run.tasks import check_source
+
+Lacks = dict[str, str | None]  # what was asked for, as text -> what it lacks
+
+
+def missing(config: RunConfig, known: Lacks) -> str | None:
+    """What a cell needs and this machine has not, in one line; None if nothing is known to lack.
+
+    Args:
+        known: what was found before, so that the hub is asked once for each model and each task.
+    """
+    return _lacks(load_tokenizer, config.model, known) or _lacks(check_source, config.task, known)
+
+
+def _lacks(check: Callable[[Any], Any], group: Any, known: Lacks) -> str | None:
+    key = str(as_record(group))
+    if key not in known:
+        try:
+            check(group)
+            known[key] = None
+        except UserError as error:
+            known[key] = str(error).splitlines()[0]
+    return known[key]
+
+
+def start(cell: Cell) -> bool:
+    """Carry out one cell in a process of its own, whose end ends no other; False if it failed."""
+    command = [sys.executable, "run.py", *cell.overrides]
+    return subprocess.run(command, cwd=ROOT).returncode == 0
+
+
+def run_all(of: dict[Cell, RunConfig]) -> dict[str, int]:
+    """Start every cell that is not done, in order; how many were done, ran, failed, are under way
+    in another process, lack something.
+
+    What a cell lacks is told once, in one line, for all that lack the same.
+    """
+    counts = dict.fromkeys(("done", "completed", "failed", "under way", "lacking"), 0)
+    told, known = set(), Lacks()
+    for number, (cell, config) in enumerate(of.items(), start=1):
+        if is_done(config):
+            counts["done"] += 1
+        elif (lack := missing(config, known)) is not None:
+            counts["lacking"] += 1
+            if lack not in told:
+                print(f"missing: {lack}", flush=True)
+            told.add(lack)
+        else:
+            print(f"{number}/{len(of)} {cell}", flush=True)
+            if not start(cell):
+                counts["failed"] += 1
+                print(f"failed, the others go on: {cell}", flush=True)
+            else:
+                counts["completed" if is_done(config) else "under way"] += 1
+    return counts

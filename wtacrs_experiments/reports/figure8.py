@@ -1,0 +1,160 @@
+"""Figure 8 of the paper and ours beside it: python -m wtacrs_experiments.reports.figure8 FOLDER.
+
+Batch sizes and samples a second, each over full's at the largest batch that it can take: machines
+and models differ, these ratios compare. Ours: figure8-<model>.json in the folder. The paper's:
+results/paper/figure8_throughput.csv, read off the plot of arXiv 2305.15265, with the largest
+batches that its text and marks give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+
+from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.errors import UserError, one_line
+from wtacrs_experiments.reports.commits import commit_note
+from wtacrs_experiments.reports.drawing import STYLE, panels, save
+from wtacrs_experiments.reports.paper import LARGEST
+from wtacrs_experiments.words import MISSING
+
+PAPER = ROOT / "results" / "paper" / "figure8_throughput.csv"
+LOOKS = {
+    "full": ("#000000", "o"),
+    "checkpoint": ("#CC79A7", "s"),
+    "WTA-CRS@0.3": ("#0072B2", "^"),
+    "WTA-CRS@0.1": ("#56B4E9", "v"),
+    "leanest@0.3": ("#D55E00", "D"),
+}
+
+
+def paper_points(path: Path) -> pd.DataFrame:
+    """model, method, batch_size, samples, largest; of the paper."""
+    rows = pd.read_csv(path).rename(columns={"sentences_per_second": "samples"})
+    pairs = zip(rows["model"], rows["method"], strict=True)
+    rows["largest"] = [LARGEST[model][method] for model, method in pairs]
+    rows["method"] = rows["method"].replace("Full", "full")
+    return rows.assign(model=rows["model"] + " (paper)")
+
+
+def our_points(folder: Path) -> pd.DataFrame:
+    """The same of our records; samples are relative to the record's reference step.
+
+    Raises:
+        UserError: there is no record.
+    """
+    rows = []
+    for record in _records(folder):
+        for method, found in record["methods"].items():
+            for point in found["points"]:
+                relative = point["relative_samples_per_second"]
+                rows.append(
+                    {
+                        "model": record["model"],
+                        "method": method,
+                        "batch_size": point["batch_size"],
+                        "samples": None if relative is None else relative["median"],
+                        "largest": found["largest_batch"],
+                    }
+                )
+    if not rows:
+        raise UserError(
+            f"{folder} holds no figure8-<model>.json; make them: "
+            "python -m wtacrs_experiments.bench.figure8 model=bert_base"
+        )
+    return pd.DataFrame(rows)
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    paths = sorted(folder.glob("figure8-*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def relative(points: pd.DataFrame) -> pd.DataFrame:
+    """With batch_ratio, samples_ratio and largest_ratio: over full's at its largest batch."""
+    points = points.dropna(subset=["samples"])
+    full = points[points["method"] == "full"].sort_values("batch_size").groupby("model").last()
+    of = full.loc[points["model"]]
+    return points.assign(
+        batch_ratio=points["batch_size"] / of["largest"].to_numpy(),
+        samples_ratio=points["samples"] / of["samples"].to_numpy(),
+        largest_ratio=points["largest"] / of["largest"].to_numpy(),
+    )
+
+
+def figure(points: pd.DataFrame) -> Any:
+    """A panel a model; a dotted line where a method's memory ends."""
+
+    def draw(axis: Axes, model: str) -> None:
+        for method, (colour, marker) in LOOKS.items():
+            line = points[(points["model"] == model) & (points["method"] == method)]
+            if line.empty:
+                continue
+            look: dict[str, Any] = {"color": colour, "marker": marker, "label": method}
+            axis.plot(line["batch_ratio"], line["samples_ratio"], **look)
+            axis.axvline(line["largest_ratio"].iloc[0], color=colour, ls=":", lw=1)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.2g}")
+        axis.set_xlabel("batch / full's largest")
+
+    names = [*points["model"].unique()]
+    return panels(names, draw, "samples a second / full's at its largest batch")
+
+
+def table(points: pd.DataFrame) -> pd.DataFrame:
+    """A row a model and method: the largest batch, and the samples a second at the last point."""
+    last = points.sort_values("batch_size").groupby(["model", "method"], sort=False).last()
+    shown = last.reset_index().sort_values(["model", "largest"])
+    return pd.DataFrame(
+        {
+            "model": shown["model"],
+            "method": shown["method"],
+            "largest batch": shown["largest"].astype(str),
+            "/ full's": shown["largest_ratio"].map("{:.2f}×".format),
+            "samples/s / full's": [
+                MISSING if pd.isna(value) else f"{value:.2f}×" for value in shown["samples_ratio"]
+            ],
+        }
+    )
+
+
+def write(folder: Path, paper: Path, output: Path) -> Path:
+    """Write the figure and the table below ``output``; returns the file of the table.
+
+    Raises:
+        UserError: ``folder`` has no record.
+    """
+    points = relative(pd.concat([our_points(folder), paper_points(paper)]))
+    with plt.rc_context(STYLE):
+        save(figure(points), output / "figures" / "figure8")
+    path = output / "tables" / "figure8.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text, alignment = table(points), ["left", "left", "right", "right", "right"]
+    shown = text.to_markdown(index=False, disable_numparse=True, colalign=alignment)
+    note = commit_note(record["provenance"] for record in _records(folder))
+    path.write_text(f"{shown}\n{note}", encoding="utf-8")
+    return path
+
+
+@one_line()
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m wtacrs_experiments.reports.figure8", description=__doc__
+    )
+    parser.add_argument("records", type=Path, nargs="?", default=Path("outputs/bench"))
+    parser.add_argument("--paper", type=Path, default=PAPER)
+    parser.add_argument("--output", type=Path, default=Path("outputs"))
+    options = parser.parse_args(arguments)
+    print(write(options.records, options.paper, options.output))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Every table, figure and generated block of a page, from the records, by one command.
+
+    python -m wtacrs_experiments.reports.published            # all; or name some: ablation table2
+
+Reads ``results/`` and writes ``results/tables``, ``results/figures`` and the blocks of ``PAGES``.
+The same records give the same bytes (but for PNG), which ``wtacrs audit`` checks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.errors import one_line
+from wtacrs_experiments.reports import decoders, figure8, figures, table2, tables
+from wtacrs_experiments.reports import why as picture
+
+README, RESULTS = "README.md", "docs/results.md"
+PAGES = (README, RESULTS)  # which hold generated blocks
+
+# results, where tables/ and figures/ go, the root below which PAGES lie
+Build = Callable[[Path, Path, Path], None]
+
+
+def why(results: Path, output: Path, root: Path) -> None:
+    """The picture of README, and the table of the scores in it."""
+    picture.write(results, output, root / README)
+
+
+def ablation(results: Path, output: Path, root: Path) -> None:
+    """The table and figure of scores against budget; the rows of CoLA on a page."""
+    text = tables.write_tables(results / "ablation", output / "tables" / "ablation")
+    tables.splice_task(root / RESULTS, results / "ablation", text, "cola", "ablation")
+    figures.draw("ablation", results / "ablation", output)
+
+
+def centred(results: Path, output: Path, root: Path) -> None:
+    """The same of centred estimators."""
+    tables.write_tables(results / "centred", output / "tables" / "centred")
+    figures.draw("ablation", results / "centred", output)
+
+
+def variance(results: Path, output: Path, root: Path) -> None:
+    """The figures and tables of the error of dW."""
+    figures.draw("variance", results / "variance", output)
+
+
+def memory_table(results: Path, output: Path, root: Path) -> None:
+    """Table 2, on a page too, and the figure of what the peak is made."""
+    paper = results / "paper" / "table2.csv"
+    table2.write(results / "plan", paper, output / "tables" / "table2", root / RESULTS)
+    figures.draw("memory", results / "plan", output)
+
+
+def decoder_table(results: Path, output: Path, root: Path) -> None:
+    """A step of decoders of today, here and in README."""
+    decoders.write(results / "plan", output / "tables" / "decoders", root / README)
+
+
+def batches(results: Path, output: Path, root: Path) -> None:
+    """The figure of the largest batches."""
+    figures.draw("batches", results / "plan", output)
+
+
+def table1(results: Path, output: Path, root: Path) -> None:
+    """Table 1 at the scale of two cores, once there is a run of it."""
+    if any((results / "table1").glob("*.json")):
+        tables.write_tables(results / "table1", output / "tables" / "table1")
+
+
+def throughput(results: Path, output: Path, root: Path) -> None:
+    """Figure 8 and its table, once a model of it is measured."""
+    if any((results / "bench").glob("figure8-*.json")):
+        paper = results / "paper" / "figure8_throughput.csv"
+        figure8.write(results / "bench", paper, output)
+
+
+PUBLISHED: dict[str, Build] = {
+    **{"ablation": ablation, "centred": centred, "variance": variance},
+    **{"table1": table1, "table2": memory_table, "batches": batches, "figure8": throughput},
+    **{"decoders": decoder_table, "why": why},
+}
+
+
+@one_line()
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m wtacrs_experiments.reports.published",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", choices=[*PUBLISHED, []], help="default: all")
+    options = parser.parse_args(arguments)
+    results = ROOT / "results"
+    for name in options.names or PUBLISHED:
+        PUBLISHED[name](results, results, ROOT)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""A model that is named by its path alone: its name, its sizes, its head."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from wtacrs_experiments.config import CONF, ModelConfig
+
+
+def settled(config: ModelConfig, predicts_words: bool | None = None) -> ModelConfig:
+    """The group ``model`` for what ``model.path`` names, where that is not the group's own.
+
+    So two folders are two models in records and tables. The name is the last part of the path; the
+    sizes are those of its own config.json.
+
+    Args:
+        predicts_words: whether its head is a language model's; None: as its config.json says.
+    """
+    group, own = CONF / "model" / f"{config.name}.yaml", False
+    folder = Path(config.path).expanduser()
+    if group.is_file():
+        usual: Any = OmegaConf.to_container(OmegaConf.load(group), resolve=True)
+        own = config.path != usual["path"]
+    if own:
+        name = re.sub(r"[^\w.]+", "_", folder.resolve().name) or config.name
+        source = "folder" if folder.is_dir() else config.source
+        config = replace(config, name=name, source=source, architecture=None, head=None)
+    if predicts_words is None and own:
+        predicts_words = any(one.endswith("ForCausalLM") for one in _architectures(folder))
+    return replace(config, head="language_model") if predicts_words else config
+
+
+def _architectures(folder: Path) -> list[str]:
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+        return [one for one in found if isinstance(one, str)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,64 @@
+"""What a run's model and rows of one's own say themselves: names, labels, what they are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wtacrs_experiments.config import RunConfig, TaskConfig
+from wtacrs_experiments.config.known import CLASSIFICATION, REGRESSION
+from wtacrs_experiments.config.task import OWN
+from wtacrs_experiments.run.files import read_splits
+from wtacrs_experiments.run.labels import labels_in
+from wtacrs_experiments.run.own_model import settled
+from wtacrs_experiments.run.ranks import world_size
+
+
+def settle(config: RunConfig) -> RunConfig:
+    """What ``config`` says, with what a model and rows of one's own say themselves.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    return replace(
+        config,
+        model=settled(config.model, config.task.source == "sft"),
+        task=settled_task(config.task),
+        training=replace(config.training, world_size=world_size()),
+    )
+
+
+def settled_task(task: TaskConfig) -> TaskConfig:
+    """The task ``task``, and of one's own rows what they say themselves.
+
+    Other rows are another run, wherever they lie: so the sum of all rows is a part of the config.
+    It is named after its file, for two files are two tasks in records and tables.
+
+    Raises:
+        UserError: rows that are none, or whose labels are neither classes nor scores.
+    """
+    if task.source not in OWN:
+        return task
+    splits = read_splits(task)
+    told = json.dumps({key: [row for _, row in rows] for key, rows in splits.items()}, default=str)
+    found: dict[str, Any] = {"data_sha256": hashlib.sha256(told.encode()).hexdigest()[:16]}
+    if task.name == task.source:
+        found["name"] = f"{task.name}_{_name(task.train_file or '')}"
+    if task.label_column is not None:
+        labels, scores = task.labels, task.score_range
+        if labels is None and scores is None:
+            labels, scores = labels_in([*splits["train"], *splits["validation"]], task.label_column)
+            found |= {"labels": labels, "score_range": scores}
+        found["metrics"] = task.metrics or (CLASSIFICATION[:1] if labels else REGRESSION)
+    return replace(task, **found)
+
+
+def _name(file: str) -> str:
+    """The last part of a path, as it can stand in the name of a file."""
+    path = Path(file).expanduser().resolve()
+    name = path.stem if path.is_file() else path.name
+    return re.sub(r"[^A-Za-z0-9]+", "_", name)[:40]  # of a record's name, which has its limits

