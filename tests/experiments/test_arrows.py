@@ -56,6 +56,7 @@ def test_the_library_knows_nothing_of_the_framework(path):
 
 
 def test_every_way_to_import_is_seen():
-    text = "import wtacrs_experiments.run.tasks\ndef f():\n    from wtacrs_experiments import bench, errors"
+    text = "import wtacrs_experiments.run.tasks\n"
+    text += "def f():\n    from wtacrs_experiments import bench, errors"
     assert imported(text) == {"run", "bench", "errors"}
     assert imported("from wtacrs_experiments.plan.search import plan\nimport torch") == {"plan"}

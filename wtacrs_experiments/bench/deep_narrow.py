@@ -1,4 +1,4 @@
-"""Deep, narrow models, where what a block keeps weighs most: -m wtacrs_experiments.bench.deep_narrow.
+"""Deep, narrow models, where what a block keeps weighs most: wtacrs_experiments.bench.deep_narrow.
 
 24 layers of width 128 (T5, BERT and Llama types), a real step on the CPU, float32, dropout on. The
 peak is that of torch's own profiler, which sees each allocation, beyond parameters and gradients,

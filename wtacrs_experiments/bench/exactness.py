@@ -1,4 +1,4 @@
-"""Is what is called exact exact? python -m wtacrs_experiments.bench.exactness [overrides of the config]
+"""Is what is called exact exact? python -m wtacrs_experiments.bench.exactness [overrides]
 
 Trains from one seed under memory=plain (with eager attention, whose dropout the others replay) and
 under memory=lean and leanest at budget 1, and compares the losses of all steps. Overrides are those

@@ -5,8 +5,8 @@ conf/plan.yaml, weights are random. For each method the batch grows, 1, 2, 4, ..
 that the planner says fits the limit (on CUDA: the card's memory, and where it ends before, the
 point is null). Each step is paired, alternating, with one reference: the full step at a small batch
 that stays the same. So a point is a ratio of samples a second, whatever else the machine does. The
-record is outputs/bench/figure8-<model>.json, or below --output; ``wtacrs_experiments.reports.figure8``
-draws it beside the paper's.
+record is outputs/bench/figure8-<model>.json, or below --output;
+``wtacrs_experiments.reports.figure8`` draws it beside the paper's.
 """
 
 from __future__ import annotations

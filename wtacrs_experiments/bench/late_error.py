@@ -1,4 +1,4 @@
-"""Error of dW where rows are picked late: python -m wtacrs_experiments.bench.late_error [overrides].
+"""Error of dW, rows picked late: python -m wtacrs_experiments.bench.late_error [overrides].
 
 MiniLM on CoLA under memory=leanest, as it trains: after some exact steps, the same batch with the
 same dropout is drawn many times, and each gradient held against the exact one of that batch.

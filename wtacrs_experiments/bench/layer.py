@@ -1,4 +1,4 @@
-"""What sampling adds to one linear layer: time, and kernels. Part of ``wtacrs_experiments.bench``."""
+"""What sampling adds to a linear layer: time and kernels; part of ``wtacrs_experiments.bench``."""
 
 from __future__ import annotations
 

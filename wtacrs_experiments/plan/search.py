@@ -1,6 +1,6 @@
 """From the config of a plan to what its training step takes, and the largest batch that fits.
 
-``wtacrs_experiments.plan.__main__`` is the command; ``wtacrs_experiments.plan.rehearsal`` makes the step.
+``__main__`` beside it is the command; ``rehearsal`` makes the step.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Checks all that is published: wtacrs audit, or make audit. Status 1 if anything fails.
 
-Records: ``wtacrs_experiments.records.audit``. Reports: each table, figure (SVG) and generated block of a
+Records: ``records.audit``. Reports: each table, figure (SVG) and generated block of a
 page is built again from the records, into a temporary folder, and must be the same to the byte. A
 line for each failure. --only reports checks these alone, --only records the others.
 """

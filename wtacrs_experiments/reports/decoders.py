@@ -1,6 +1,6 @@
 """A step of decoders of today, planned: peak and operations of each method, size by size.
 
-Reads the records that ``python -m wtacrs_experiments.plan.published decoders`` makes, and plans nothing.
+Reads the records of ``python -m wtacrs_experiments.plan.published decoders``, and plans nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Records -> figures, SVG and PNG: python -m wtacrs_experiments.reports.figures variance results/variance.
+"""Records -> figures: python -m wtacrs_experiments.reports.figures variance results/variance.
 
 variance: the four figures and the two tables of experiment=variance, from its records.
 ablation: score against budget per method, from the records of runs; named after their folder.

@@ -1,6 +1,6 @@
 """The records of runs as a tidy frame, and their mean, spread and number over seeds.
 
-Two protocols say which epoch's score counts (``wtacrs_experiments.run.protocol``): "paper" takes the best
+Two protocols say which epoch's score counts (``run.protocol``): "paper" takes the best
 epoch on the whole validation split; "held_out" picks the epoch on one half and reports the other.
 """
 

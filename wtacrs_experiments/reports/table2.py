@@ -1,6 +1,6 @@
 """The paper's Table 2, planned, and ours beside it: python -m wtacrs_experiments.reports.table2.
 
-It reads the records that ``python -m wtacrs_experiments.plan.published table2`` makes, and plans nothing.
+Reads the records of ``python -m wtacrs_experiments.plan.published table2``, and plans nothing.
 T5-Base and T5-Large, batch 100, sequence 128, float32, AdamW, dropout 0.1, targets of 2 tokens.
 Published numbers: results/paper/table2.csv, from Table 2 of arXiv 2305.15265. They are of another
 machine, another transformers and a unit of its own, so compressions are compared, not bytes.

@@ -1,4 +1,4 @@
-"""Records -> a table in Markdown, CSV and LaTeX: python -m wtacrs_experiments.reports.tables outputs/runs.
+"""Records -> Markdown, CSV and LaTeX: python -m wtacrs_experiments.reports.tables outputs/runs.
 
 A row is a method, a budget and a memory preset; seeds are averaged, with their number and standard
 deviation beside the mean. Ratios, and differences paired by seed (``paired``), are against the

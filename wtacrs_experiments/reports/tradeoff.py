@@ -19,7 +19,7 @@ def tradeoff_figure(table: pd.DataFrame) -> Any:
     """Two panels: score, mean and standard deviation over seeds, and time of a sample against full.
 
     Args:
-        table: as ``wtacrs_experiments.reports.runs.aggregate`` gives it, of one task, model and tuning.
+        table: as ``reports.runs.aggregate`` gives it, of one task, model and tuning.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     figure.subplots_adjust(wspace=0.3)
