@@ -7,13 +7,13 @@ Each hands over to a module, which says more with --help, and is imported only t
 from __future__ import annotations
 
 import argparse
-import runpy
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from wtacrs_experiments.config import CONF, ROOT
+from wtacrs_experiments.config import CONF
+from wtacrs_experiments.config.places import PACKAGE
 from wtacrs_experiments.errors import one_line
 
 GROUPS = {  # what ls lists: a word for it, and its folder in conf/
@@ -24,9 +24,10 @@ GROUPS = {  # what ls lists: a word for it, and its folder in conf/
 
 def run(arguments: list[str]) -> int:
     """Train, or sweep with -m: what run.py takes."""
+    from wtacrs_experiments.main import main
+
     sys.argv = ["wtacrs run", *arguments]
-    runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
-    return 0
+    return main()
 
 
 @one_line()
@@ -63,6 +64,16 @@ def ls(arguments: list[str]) -> int:
     return 0
 
 
+def completion(arguments: list[str]) -> int:
+    """What bash completes wtacrs by: eval "$(wtacrs completion)". For zsh see the first lines."""
+    argparse.ArgumentParser(prog="wtacrs completion", description=completion.__doc__).parse_args(
+        arguments
+    )
+    script = (PACKAGE / "completion.bash").read_text(encoding="utf-8")
+    print(script.replace("@COMMANDS@", " ".join(COMMANDS)), end="")
+    return 0
+
+
 def first_comment(file: Path) -> str:
     """The first line of a YAML file that is a comment, without its mark."""
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -93,6 +104,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         elsewhere("wtacrs_experiments.reports.audit"),
         "check published records, tables, figures",
     ),
+    "completion": (completion, 'shell completion: eval "$(wtacrs completion)"'),
     "ls": (ls, "models, tasks, tunings, estimators, presets, experiments"),
 }
 

@@ -1,12 +1,14 @@
 """The one command: what it lists, where it hands over, and what it does without torch."""
 
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from wtacrs_experiments import cli
+from wtacrs_experiments import cli, main
 from wtacrs_experiments.config import CONF, ROOT
 from wtacrs_experiments.records.record import write_record
 
@@ -89,15 +91,38 @@ def test_commands_hand_over(command, capsys):
 
 
 def test_run_is_run_py(monkeypatch):
-    given = {}
-    monkeypatch.setattr(
-        cli.runpy, "run_path", lambda path, run_name: given.update(path=path, name=run_name)
-    )
+    monkeypatch.setattr(main, "main", lambda: 7)
     monkeypatch.setattr(sys, "argv", ["wtacrs"])
-    assert cli.main(["run", "-m", "seed=0,1"]) == 0
-    assert given["path"].endswith("run.py")
-    assert given["name"] == "__main__"
+    assert cli.main(["run", "-m", "seed=0,1"]) == 7
     assert sys.argv[1:] == ["-m", "seed=0,1"]
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+    assert done.value.code == 7
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("wtacrs re", {"report"}),
+        ("wtacrs run estimator=wta", {"estimator=wtacrs", "estimator=wtacrs_exact"}),
+        ("wtacrs run -m task=cola training.learning_r", {"training.learning_rate="}),
+    ],
+)
+def test_completion(line, found, tmp_path, capsys):
+    """In a bash, as Tab asks it, with this interpreter's command on the path."""
+    command = tmp_path / "wtacrs"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m wtacrs_experiments.cli "$@"\n')
+    command.chmod(0o755)
+    assert cli.main(["completion"]) == 0
+    asks = f'COMP_LINE="{line}" COMP_POINT={len(line)} COMP_WORDS=({line})\n'
+    asks += f"COMP_CWORD={len(line.split()) - 1}; _wtacrs; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(
+        ["bash", "-c", capsys.readouterr().out + asks],
+        **{"cwd": tmp_path, "capture_output": True, "text": True, "check": True},
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+    )
+    assert {*done.stdout.split()} == found
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"]])

@@ -13,7 +13,7 @@ from wtacrs_experiments.config.groups import (
     ModelConfig,
     TuningConfig,
 )
-from wtacrs_experiments.config.places import CONF, ROOT
+from wtacrs_experiments.config.places import CONF, PAPER, ROOT
 from wtacrs_experiments.config.roots import PlanConfig, RunConfig
 from wtacrs_experiments.config.running import LoggingConfig, MeasureConfig, TrainingConfig
 from wtacrs_experiments.config.sentences import HubConfig
@@ -21,6 +21,7 @@ from wtacrs_experiments.config.task import TaskConfig
 
 __all__ = [
     "CONF",
+    "PAPER",
     "ROOT",
     "EstimatorConfig",
     "HubConfig",

@@ -35,6 +35,9 @@ def check_arguments(
     Raises:
         UserError: one that is wrong, with the nearest right one.
     """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir: {folder} is no folder")
     return [_checked(root, one, sweeps, (CONF, *folders)) for one in parse(texts)]
 
 
@@ -56,20 +59,26 @@ def parse(texts: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def grid(texts: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """The keys that vary, and the arguments of each point of the grid that ``texts`` span."""
+def grid(
+    texts: Sequence[str], folders: Sequence[Path] = ()
+) -> Iterator[tuple[list[str], list[str]]]:
+    """The keys that vary, and the arguments of each point of the grid that ``texts`` span.
+
+    Args:
+        folders: more folders with files of groups, beside ``conf/``.
+    """
     parsed = parse(texts)
     swept = [one.get_key_element() for one in parsed if one.is_sweep_override()]
-    for point in itertools.product(*map(_values, parsed)):
+    for point in itertools.product(*(_values(one, (CONF, *folders)) for one in parsed)):
         yield swept, [*point]
 
 
-def _values(override: Override) -> list[str]:
+def _values(override: Override, folders: Sequence[Path]) -> list[str]:
     key = override.get_key_element()
     if not override.is_sweep_override():
         return [override.input_line or ""]
     if isinstance(override.value(), Glob):
-        chosen = cast(Glob, override.value()).filter(choices(override.key_or_group, (CONF,)))
+        chosen = cast(Glob, override.value()).filter(choices(override.key_or_group, folders))
         return [f"{key}={name}" for name in chosen]
     try:
         return [f"{key}={value}" for value in override.sweep_string_iterator()]

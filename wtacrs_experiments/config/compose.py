@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import hydra
@@ -48,13 +49,19 @@ def typed(root: type[T], node: DictConfig) -> T:
     return config
 
 
-def compose(root: type[T], overrides: Sequence[str] = ()) -> T:
+def compose(root: type[T], overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> T:
     """The config of one point, from the arguments of its command.
+
+    Args:
+        folders: more folders with files of groups, beside ``conf/``.
 
     Raises:
         UserError: as ``typed``; or a group, choice or key that there is not.
     """
-    overrides = check_arguments(root, overrides, sweeps=False)
+    overrides = check_arguments(root, overrides, sweeps=False, folders=folders)
+    if folders:
+        places = ",".join(f"'file://{folder.resolve()}'" for folder in folders)
+        overrides.append(f"hydra.searchpath=[{places}]")
     register()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

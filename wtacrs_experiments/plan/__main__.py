@@ -15,6 +15,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -87,11 +88,15 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-m", "--multirun", action="store_true", help="a grid, even of one point")
+    parser.add_argument(
+        "-cd", "--config-dir", type=Path, help="a folder beside conf/, as run has it"
+    )
     parser.add_argument("overrides", nargs="*", help="model=t5_base memory=lean budget=0.3 ...")
     options = parser.parse_intermixed_args(arguments)
     results = {}
     with redirect_stdout(sys.stderr):  # what is printed on the way is none of the result
-        points = settings(options.overrides)
+        folders = [options.config_dir] if options.config_dir else []
+        points = settings(options.overrides, folders)
         from wtacrs_experiments.plan.search import plan  # not before: it loads torch
 
         is_grid = options.multirun or "" not in points

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from wtacrs_experiments.config import PlanConfig, compose
@@ -11,18 +12,22 @@ from wtacrs_experiments.config.arguments import check_arguments, grid
 from wtacrs_experiments.run.own_model import settled
 
 
-def settings(overrides: Sequence[str]) -> dict[str, PlanConfig]:
+def settings(overrides: Sequence[str], folders: Sequence[Path] = ()) -> dict[str, PlanConfig]:
     """Label -> config of each point of the grid that ``overrides`` span, in order.
 
     The label tells the values that differ, as they came out: memory=plain makes any budget 1.0, so
     that a grid over budgets plans the baseline once.
 
+    Args:
+        folders: more folders with files of groups, beside ``conf/``.
+
     Raises:
         UserError: a group, choice, key or value that there is not.
     """
     found = {}
-    for swept, point in grid(check_arguments(PlanConfig, overrides, sweeps=True)):
-        config = compose(PlanConfig, point)
+    given = check_arguments(PlanConfig, overrides, sweeps=True, folders=folders)
+    for swept, point in grid(given, folders):
+        config = compose(PlanConfig, point, folders)
         config = replace(config, model=settled(config.model))
         found[" ".join(f"{key.lstrip('+')}={_value(config, key)}" for key in swept)] = config
     return found

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from wtacrs_experiments.config import ROOT, RunConfig, as_record
+from wtacrs_experiments.config import RunConfig, as_record
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.grid import Cell, is_done
 from wtacrs_experiments.run.models import load_tokenizer
@@ -38,8 +38,8 @@ def _lacks(check: Callable[[Any], Any], group: Any, known: Lacks) -> str | None:
 
 def start(cell: Cell) -> bool:
     """Carry out one cell in a process of its own, whose end ends no other; False if it failed."""
-    command = [sys.executable, "run.py", *cell.overrides]
-    return subprocess.run(command, cwd=ROOT).returncode == 0
+    command = [sys.executable, "-m", "wtacrs_experiments.main", *cell.overrides]
+    return subprocess.run(command).returncode == 0
 
 
 def run_all(of: dict[Cell, RunConfig]) -> dict[str, int]:

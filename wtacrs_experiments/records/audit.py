@@ -13,28 +13,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from wtacrs_experiments.records.code import BENCHES, PLANNER, code_hash, code_hash_at, git
+from wtacrs_experiments.records.code import (
+    BENCHES,
+    FRAMEWORK,
+    PLANNER,
+    code_hash,
+    code_hash_at,
+    git,
+)
 from wtacrs_experiments.records.record import STATUSES
 
 Record = dict[str, Any]
 # Kind -> the sections that it has, and the file that makes it, by the names that it has had.
 KINDS = {
-    "run": (
-        ("status", "config", "provenance"),
-        ("wtacrs_experiments/run/runner.py", "wtacrs_experiments/runner.py"),
-    ),
+    "run": (("status", "config", "provenance"), ("run/runner.py", "runner.py")),
     "step": (
         ("config", "memory", "flops", "relative_flops", "provenance"),
-        ("wtacrs_experiments/plan/rehearsal.py", "wtacrs_experiments/rehearsal.py"),
+        ("plan/rehearsal.py", "rehearsal.py"),
     ),
     "batches": (
         ("config", "peak_bytes_by_batch", "largest_batch", "provenance"),
-        ("wtacrs_experiments/plan/rehearsal.py", "wtacrs_experiments/rehearsal.py"),
+        ("plan/rehearsal.py", "rehearsal.py"),
     ),
-    "bench": (
-        ("provenance",),
-        ("wtacrs_experiments/bench/__main__.py", "wtacrs_experiments/bench.py"),
-    ),
+    "bench": (("provenance",), ("bench/__main__.py", "bench.py")),
 }
 GROUPS = ("model", "task", "tuning", "estimator", "memory")
 
@@ -107,7 +108,7 @@ class Records:
             if commit not in self.not_here:
                 yield f"commit {commit[:8]} is not in the history of this one"
             return
-        if not tree & {*KINDS[kind][1]}:
+        if not tree & {f"{top}/{file}" for top in FRAMEWORK for file in KINDS[kind][1]}:
             yield f"commit {commit[:8]} does not hold the code of a {kind}"
         for group in GROUPS:
             name = record.get("config", {}).get(group, {}).get("name")

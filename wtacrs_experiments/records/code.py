@@ -14,6 +14,7 @@ from pathlib import Path
 
 from wtacrs_experiments.config import ROOT
 
+FRAMEWORK = ("wtacrs_experiments", "experiments")  # its folder: the name, and a former one
 _STEP = [f"wtacrs_experiments/plan/{name}.py" for name in ("kernels", "rehearsal", "search")]
 _MODEL = [
     f"wtacrs_experiments/run/{name}.py"
@@ -32,8 +33,9 @@ def code_hash(paths: Sequence[str], root: Path = ROOT) -> str:
 
 
 def code_hash_at(commit: str, paths: Sequence[str], root: Path = ROOT) -> str | None:
-    """The same of a commit; None if the repository does not have it."""
-    listed = git("ls-tree", "-r", commit, "--", *paths, root=root)
+    """The same of a commit, whose paths may be former ones; None if the repository lacks it."""
+    names = {path.replace(FRAMEWORK[0], name, 1) for path in paths for name in FRAMEWORK}
+    listed = git("ls-tree", "-r", commit, "--", *names, root=root)
     if listed is None:
         return None
     entries = [line.split(None, 3) for line in listed.splitlines()]  # mode, type, blob, path
@@ -41,7 +43,12 @@ def code_hash_at(commit: str, paths: Sequence[str], root: Path = ROOT) -> str | 
 
 
 def git(*arguments: str, root: Path = ROOT) -> str | None:
-    """What git says of the repository at ``root``; None if it fails or there is none."""
+    """What git says of the repository at ``root``; None if it fails or there is none.
+
+    One that encloses ``root`` is another's: that of a project with an environment in its folder.
+    """
+    if not (root / ".git").exists():
+        return None
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True

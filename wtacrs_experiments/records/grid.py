@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from wtacrs_experiments.config import ROOT, RunConfig, TrainingConfig, as_record, compose
+from wtacrs_experiments.config import RunConfig, TrainingConfig, as_record, compose
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.record import read_record, record_path
 
@@ -100,7 +100,7 @@ def configs(of: Sequence[Cell]) -> dict[Cell, RunConfig]:
 
 def record_of(config: RunConfig) -> Path:
     """Where the record of a cell is, done or not."""
-    return ROOT / record_path(as_record(config))
+    return record_path(as_record(config))
 
 
 def is_done(config: RunConfig) -> bool:

@@ -2,7 +2,7 @@
 
 Batch sizes and samples a second, each over full's at the largest batch that it can take: machines
 and models differ, these ratios compare. Ours: figure8-<model>.json in the folder. The paper's:
-results/paper/figure8_throughput.csv, read off the plot of arXiv 2305.15265, with the largest
+reports/paper_data/figure8_throughput.csv, read off the plot of arXiv 2305.15265, with the largest
 batches that its text and marks give.
 """
 
@@ -18,14 +18,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.config import PAPER
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.reports.commits import commit_note
 from wtacrs_experiments.reports.drawing import STYLE, panels, save
 from wtacrs_experiments.reports.paper import LARGEST
 from wtacrs_experiments.words import MISSING
 
-PAPER = ROOT / "results" / "paper" / "figure8_throughput.csv"
+THROUGHPUT = PAPER / "figure8_throughput.csv"
 LOOKS = {
     "full": ("#000000", "o"),
     "checkpoint": ("#CC79A7", "s"),
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m wtacrs_experiments.reports.figure8", description=__doc__
     )
     parser.add_argument("records", type=Path, nargs="?", default=Path("outputs/bench"))
-    parser.add_argument("--paper", type=Path, default=PAPER)
+    parser.add_argument("--paper", type=Path, default=THROUGHPUT)
     parser.add_argument("--output", type=Path, default=Path("outputs"))
     options = parser.parse_args(arguments)
     print(write(options.records, options.paper, options.output))

@@ -17,6 +17,7 @@ from wtacrs_experiments.config import ROOT
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.grid import cells, configs, is_done, load_grid
 from wtacrs_experiments.records.planned import read_planned
+from wtacrs_experiments.reports.paper import TABLE2
 from wtacrs_experiments.reports.published import PUBLISHED
 
 RESULTS = ROOT / "results"
@@ -43,7 +44,7 @@ def of_grid(name: str, folder: str) -> list[str]:
 def of_table2() -> list[str]:
     """The rows of the paper's Table 2 of which there is no plan."""
     planned = read_planned(RESULTS / "plan", "table2")
-    theirs = pd.read_csv(RESULTS / "paper" / "table2.csv")
+    theirs = pd.read_csv(TABLE2)
     return [
         f"{row.model} · {row.method}"
         for row in theirs.itertuples()

@@ -1,4 +1,4 @@
-"""The paper's scores: Table 1 of arXiv 2305.15265, in results/paper/table1_glue.csv.
+"""The paper's scores: Table 1 of arXiv 2305.15265, in reports/paper_data/table1_glue.csv.
 
 GLUE score x 100, mean ± standard deviation over three seeds, at the best epoch on the validation
 split. A score is held beside ours only where the metric is the same.
@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.config import PAPER
 from wtacrs_experiments.words import MISSING
 
-TABLE1 = ROOT / "results" / "paper" / "table1_glue.csv"
-TABLE2 = ROOT / "results" / "paper" / "table2.csv"
+TABLE1 = PAPER / "table1_glue.csv"
+TABLE2 = PAPER / "table2.csv"
 MODELS = {
     **{"bert_base": "BERT-Base", "bert_large": "BERT-Large"},
     **{"t5_base": "T5-Base", "t5_large": "T5-Large", "t5_3b": "T5-3B"},

@@ -2,8 +2,8 @@
 
 Reads the records of ``python -m wtacrs_experiments.plan.published table2``, and plans nothing.
 T5-Base and T5-Large, batch 100, sequence 128, float32, AdamW, dropout 0.1, targets of 2 tokens.
-Published numbers: results/paper/table2.csv, from Table 2 of arXiv 2305.15265. They are of another
-machine, another transformers and a unit of its own, so compressions are compared, not bytes.
+Published numbers: reports/paper_data/table2.csv, from Table 2 of arXiv 2305.15265. They are of
+another machine, transformers and unit, so compressions are compared, not bytes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from wtacrs_experiments.config import ROOT
 from wtacrs_experiments.errors import one_line
 from wtacrs_experiments.records.planned import FULL, Planned, read_planned
 from wtacrs_experiments.reports.commits import commit_note
 from wtacrs_experiments.reports.latex import latex
+from wtacrs_experiments.reports.paper import TABLE2
 from wtacrs_experiments.reports.tables import splice
 from wtacrs_experiments.words import GIB, MISSING
 
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m wtacrs_experiments.reports.table2", description=__doc__
     )
     parser.add_argument("--records", type=Path, default=Path("results/plan"))
-    parser.add_argument("--paper", type=Path, default=ROOT / "results/paper/table2.csv")
+    parser.add_argument("--paper", type=Path, default=TABLE2)
     parser.add_argument("--output", type=Path, default=Path("outputs/tables/table2"))
     parser.add_argument("--splice", type=Path, help="put the table into this document too")
     options = parser.parse_args(arguments)

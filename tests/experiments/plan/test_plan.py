@@ -1,12 +1,14 @@
 """The planner: what it prints, and that what it plans is what a real step takes."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
 from wtacrs.measure.step import measure_step
+from wtacrs_experiments.config import CONF
 from wtacrs_experiments.plan import __main__ as command
 from wtacrs_experiments.plan.grid import settings
 from wtacrs_experiments.plan.rehearsal import Rehearsal
@@ -157,6 +159,18 @@ def test_grid_is_one_array_without_repetition(capsys):
     too_little = json.loads(printed(capsys, *BERT, "-m", "output=json", "fits=1MiB"))
     assert too_little[0]["max_batch_size"] == 0
     assert [*too_little[0]["peak_bytes_around"]] == ["1"]
+
+
+def test_a_folder_of_ones_own(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    shutil.copy(CONF / "model" / "digits_tiny.yaml", tmp_path / "model" / "mine.yaml")
+    given = ["model=mine", "max_length=8", "batch_size=2", "memory=lean", "output=json"]
+    assert command.main([*given, "--config-dir", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["peak_bytes"] > 0
+    assert command.main(given) == 2
+    assert "there is no 'model/mine'" in capsys.readouterr().err
+    assert command.main([*given, "--config-dir", str(tmp_path / "none")]) == 2
+    assert f"--config-dir: {tmp_path / 'none'} is no folder" in capsys.readouterr().err
 
 
 def test_tables(capsys):
