@@ -29,7 +29,7 @@ def repository(tmp_path, git):
     """Two commits: an empty one, and one with the code; then a record of each kind, all good."""
     git("init")
     git("commit", "--allow-empty", "-m", "nothing yet")
-    for _, (path, *_) in KINDS.values():
+    for path in (f"wtacrs_experiments/{files[0]}" for _, files in KINDS.values()):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(f"# {path}\n")
     (tmp_path / "conf/memory").mkdir(parents=True)

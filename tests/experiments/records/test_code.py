@@ -56,6 +56,16 @@ def test_hash_of_a_commit_is_that_of_its_files(repository, tmp_path):
     assert code_hash_at("0" * 40, PATHS, tmp_path) is None
 
 
+def test_a_commit_of_before_the_framework_had_its_name(repository, tmp_path):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments/a.py").write_text("pass\n")
+    there = code_hash(["experiments"], tmp_path)
+    repository("add", ".")
+    repository("commit", "-m", "second")
+    head = repository("rev-parse", "HEAD")
+    assert code_hash_at(head, ["wtacrs_experiments"], tmp_path) == there
+
+
 @pytest.mark.parametrize("paths", [PLANNER, BENCHES])
 def test_what_is_hashed_is_there(paths):
     assert [path for path in paths if not (ROOT / path).exists()] == []

@@ -4,7 +4,7 @@ import huggingface_hub
 import pandas as pd
 import pytest
 
-from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.config import PAPER
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.plan import start as starting
 from wtacrs_experiments.plan.start import missing, run_all
@@ -143,7 +143,7 @@ def test_laptop_grid_is_the_issue_in_its_order():
 
 
 def test_paper_grid_has_the_rows_of_table_1():
-    paper = pd.read_csv(ROOT / "results" / "paper" / "table1_glue.csv")
+    paper = pd.read_csv(PAPER / "table1_glue.csv")
     names = {"BERT-Base": "bert_base", "BERT-Large": "bert_large", "T5-Base": "t5_base"}
     names |= {"T5-Large": "t5_large", "T5-3B": "t5_3b"}
     expected = {
