@@ -5,8 +5,8 @@ STAMP := .venv/.installed
 DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/demo/runs seed=0,1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench table figure-variance ablation centred exact deep-narrow table2 \
-	batches decoders table1 figure8 paper reports audit models test check format docs
+.PHONY: help setup lock vulnerabilities demo bench table figure-variance ablation centred exact \
+	deep-narrow table2 batches decoders table1 figure8 paper reports audit models test check format docs
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,11 +23,47 @@ endef
 	$(call require_python,$(PYTHON),make setup PYTHON=python3.11)
 	$(PYTHON) -m venv .venv
 
-$(STAMP): requirements.lock pyproject.toml | .venv/bin/pip
+# Each file's sum is checked. setuptools first: it builds what has no wheel. torch by itself: pip
+# would rather have a file whose sum its index tells, PyPI's build with CUDA, than that of the index
+# or folder that you chose. What the build with CUDA needs, 3 GB, is installed where torch is one.
+LOCKED = $(PY) -m pip install --no-deps --no-build-isolation --require-hashes
+PINNED = sed -n '/^$(1)==/,/[^\\]$$/p' requirements.lock > .venv/$(1).lock
+$(STAMP): requirements.lock requirements-cuda.lock pyproject.toml | .venv/bin/pip
 	$(call require_python,$(PY),rm -r .venv; make setup PYTHON=python3.11)
-	$(PY) -m pip install -r requirements.lock
+	@$(call PINNED,setuptools) && $(call PINNED,torch)
+	$(LOCKED) -r .venv/setuptools.lock
+	@$(PY) -m pip show -q torch 2> /dev/null || { set -e; \
+		$(PY) -m pip download --no-deps --dest .venv/wheel $$(grep -o '^torch==[^ ]*' .venv/torch.lock); \
+		$(LOCKED) -r .venv/torch.lock --no-index --find-links .venv/wheel; rm -r .venv/wheel; }
+	$(LOCKED) -r requirements.lock
+	@$(PY) -m pip check > /dev/null || $(LOCKED) -r requirements-cuda.lock
+	$(PY) -m pip check
 	$(PY) -m pip install --no-deps --no-build-isolation -e .
 	@touch $@
+
+# PyTorch's own index has builds without CUDA: Python 3.11, 3.12, 3.13 on x86_64, and on aarch64.
+TORCH_CPU = \
+	6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b \
+	4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2 \
+	3fbf9c9d1f3c10c2d59d04aca426dee9ccc6ceb32d255c61e93acc3b4f75fae6 \
+	84453b69508ec79902f899c5ed9495acb9e2bbe9fda5f1d5d6f19e3c3842e1a7 \
+	6f307c2c32d764ffc6ff6893b801fad6d4752f3e67966cb8abf1843427c02604 \
+	0b8f7d0423027ae8b90c7977c627f3379f325363a08224dffad9b4b2d684a83d
+ALL = outputs/all.lock
+lock: ## resolve pyproject.toml again, with sums (needs uv; RAISE="--upgrade-package rich": else versions stay)
+	@mkdir -p outputs && cat requirements.lock requirements-cuda.lock > $(ALL)
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11.5 --generate-hashes \
+		--annotation-style line --custom-compile-command "make lock" --quiet --output-file $(ALL) $(RAISE)
+	@awk -v cpu="$(TORCH_CPU)" -v cuda="^(cuda|nvidia|triton)" ' \
+		/^[^ ]/ { file = "requirements" ($$0 ~ cuda ? "-cuda" : "") ".lock" } { print > file } \
+		/^torch==/ { n = split(cpu, sums); \
+			for (i = 1; i <= n; i++) print "    --hash=sha256:" sums[i] " \\" > file }' $(ALL)
+
+AUDIT = outputs/pip-audit
+vulnerabilities: ## ask PyPI for known vulnerabilities of what is locked (needs its answer, so no part of CI)
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install -q pip-audit; }
+	cat requirements.lock requirements-cuda.lock > $(ALL)
+	$(AUDIT)/bin/pip-audit --requirement $(ALL) --disable-pip --require-hashes --strict
 
 demo: $(STAMP) ## train a small Llama offline by five methods: a table and a picture (minutes)
 	$(DEMO_RUN) estimator=full memory=plain,checkpoint
