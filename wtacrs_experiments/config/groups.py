@@ -116,6 +116,7 @@ class EstimatorConfig:
     # for pps, none for the others.
     center: str = "auto"
     rank: int = 1  # directions of lowrank
+    code_sha256: str | None = left_out()  # of the plugin that it is of, which a run finds out
 
     def __post_init__(self) -> None:
         check_text("estimator.name", self.name)

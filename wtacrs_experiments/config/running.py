@@ -112,6 +112,7 @@ class MeasureConfig:
     methods: tuple[str, ...] | None = left_out()  # estimators, or with a centre: pps/lowrank
     budgets: tuple[float, ...] | None = left_out()
     sources: tuple[str, ...] | None = left_out()  # of gradient norms; oracle: the true ones
+    code_sha256: str | None = left_out()  # of plugins with some of the methods; a run finds it out
 
     def __post_init__(self) -> None:
         check_range("measure.warmup_steps", self.warmup_steps, 0)

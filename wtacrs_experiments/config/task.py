@@ -38,7 +38,7 @@ class TaskConfig:
     # Of one's own: .csv .tsv .jsonl .json, a folder of datasets, or hub:OWNER/DATA.
     train_file: str | None = left_out()
     eval_file: str | None = left_out()  # null: a tenth of the rows
-    data_sha256: str | None = left_out()  # of its rows, which a run finds out
+    data_sha256: str | None = left_out()  # of its rows or files, which a run finds out
     max_length: int = 128  # tokens of a row, the rest is cut off
     pad_to_max_length: bool = left_out(False)  # each row; false: a batch to its longest row
     max_train_rows: int | None = None  # null: all

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from wtacrs_experiments.config import RunConfig, TrainingConfig, as_record, compose
 from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.inputs import identified
 from wtacrs_experiments.records.record import read_record, record_path
 
 GRIDS = Path(__file__).parent / "grids"
@@ -100,7 +101,7 @@ def configs(of: Sequence[Cell]) -> dict[Cell, RunConfig]:
 
 def record_of(config: RunConfig) -> Path:
     """Where the record of a cell is, done or not."""
-    return record_path(as_record(config))
+    return record_path(as_record(identified(config)))
 
 
 def is_done(config: RunConfig) -> bool:

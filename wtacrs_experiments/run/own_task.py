@@ -12,6 +12,7 @@ from typing import Any
 from wtacrs_experiments.config import RunConfig, TaskConfig
 from wtacrs_experiments.config.known import CLASSIFICATION, REGRESSION
 from wtacrs_experiments.config.task import OWN
+from wtacrs_experiments.records.inputs import identified
 from wtacrs_experiments.run.files import read_splits
 from wtacrs_experiments.run.labels import labels_in
 from wtacrs_experiments.run.own_model import settled
@@ -24,6 +25,7 @@ def settle(config: RunConfig) -> RunConfig:
     Raises:
         UserError: they cannot be read.
     """
+    config = identified(config)
     return replace(
         config,
         model=settled(config.model, config.task.source == "sft"),

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from wtacrs import Handle
-from wtacrs_experiments.config import LoggingConfig, RunConfig, as_record
+from wtacrs import ESTIMATORS, Handle
+from wtacrs_experiments.config import LoggingConfig, RunConfig, as_record, known
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.claims import Claim, UnderWay, claimed
 from wtacrs_experiments.records.provenance import provenance
@@ -135,7 +135,8 @@ def load_plugins(config: RunConfig) -> None:
     """Import the plugins, and hold the estimator against all that there are then.
 
     Raises:
-        UserError: a module that cannot be imported, or an estimator that none of them brings.
+        UserError: a module that cannot be imported, an estimator that none of them brings, or one
+            of the library's that is replaced.
     """
     for module in config.plugins:
         try:
@@ -146,6 +147,12 @@ def load_plugins(config: RunConfig) -> None:
                 "name a module on the Python path, say my_estimators for my_estimators.py in this "
                 "folder"
             ) from error
+    for name in known.ESTIMATORS[1:]:
+        if not getattr(ESTIMATORS[name], "__module__", "").startswith("wtacrs."):
+            raise UserError(
+                f"plugins: the estimator {name!r} of the library was replaced, and its records "
+                "would be taken for the library's; give yours a name of its own"
+            )
     memory_config(config)
 
 

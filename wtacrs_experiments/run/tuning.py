@@ -115,7 +115,8 @@ def sampling_config(config: RunConfig | PlanConfig) -> SamplingConfig:
     Raises:
         UserError: an estimator that no plugin brought, or that cannot do what is asked of it.
     """
-    group = {key: value for key, value in vars(config.estimator).items() if key != "name"}
+    not_its = ("name", "code_sha256")
+    group = {key: value for key, value in vars(config.estimator).items() if key not in not_its}
     try:
         return SamplingConfig(
             estimator=config.estimator.name, budget=config.budget, seed=config.seed, **group

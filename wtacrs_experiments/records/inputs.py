@@ -1,0 +1,89 @@
+"""What a run reads beside its config: other data, or other code of a plugin, is another run.
+
+The sums go into the config, and so into the name of the record. Rows of one's own have theirs from
+``wtacrs_experiments.run.own_task``; data of the hub have none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from wtacrs_experiments.config import RunConfig, TaskConfig
+from wtacrs_experiments.config.known import ESTIMATORS
+
+DIGITS = 16
+SETTLED_NS = 2 * 10**9  # a file that changed later may change again without a new time
+
+
+def identified(config: RunConfig) -> RunConfig:
+    """``config`` with the sums of the files in ``task.data_dir`` and of the plugins that it uses.
+
+    What is not there has no sum: the run itself says that it is missing.
+    """
+    task, estimator, measure = config.task, config.estimator, config.measure
+    if (found := data_sum(task)) is not None:
+        task = replace(task, data_sha256=found)
+    probed = [method.partition("/")[0] for method in measure.methods or ()]
+    if {estimator.name, *probed} - {*ESTIMATORS}:
+        code = code_sum(config.plugins)
+        if estimator.name not in ESTIMATORS:
+            estimator = replace(estimator, code_sha256=code)
+        if {*probed} - {*ESTIMATORS}:
+            measure = replace(measure, code_sha256=code)
+    return replace(config, task=task, estimator=estimator, measure=measure)
+
+
+def data_sum(task: TaskConfig) -> str | None:
+    """The sum of the task's files in its folder; None without a folder, or a file of it."""
+    if task.source != "glue" or task.data_dir is None:
+        return None
+    folder = Path(task.data_dir).expanduser() / (task.folder or "")
+    try:
+        return _joined(file_sum(folder / name) for name in (task.files or {}).values())
+    except OSError:
+        return None
+
+
+def code_sum(modules: Iterable[str]) -> str | None:
+    """The sum of the Python files of ``modules``, of a package all; None if one is not found."""
+    sums = []
+    for module in modules:
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or spec.origin is None:
+            return None
+        origin = Path(spec.origin)
+        package = spec.submodule_search_locations is not None
+        for file in sorted(origin.parent.rglob("*.py")) if package else [origin]:
+            sums += [file.relative_to(origin.parent).as_posix(), file_sum(file)]
+    return _joined(sums)
+
+
+def file_sum(path: Path) -> str:
+    """SHA-256 of a file; read once a process, unless it changes."""
+    at = path.stat()
+    if time.time_ns() - at.st_ctime_ns < SETTLED_NS:
+        return _read(path)
+    return _kept(path, at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
+
+
+@lru_cache(maxsize=1000)
+def _kept(path: Path, *identity: int) -> str:
+    return _read(path)
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _joined(sums: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:DIGITS]
