@@ -13,6 +13,12 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from wtacrs_experiments.errors import UserError
+
+
+class Diverged(UserError):
+    """The run has lost what it had learnt."""
+
 
 def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
     return accuracy_score(labels, predicted)
@@ -66,8 +72,8 @@ def compute(names: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -
     Returns one float per name, in the order of `names`; F1 is that of class 1 of two. An undefined
     correlation (all predictions or all labels equal) is 0.0.
 
-    Raises ValueError for an unknown metric, for shapes the metric is not defined for, and for
-    predictions that are not finite: their argmax is 0, and a diverged run must not get a score.
+    Raises ValueError for an unknown metric and for shapes the metric is not defined for, Diverged
+    for predictions that are not finite: their argmax is 0, and such a run must not get a score.
     """
     known = sorted({*CLASSIFICATION, *REGRESSION, *LANGUAGE})
     for name in names:
@@ -80,10 +86,7 @@ def compute(names: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -
             " (n, 1), and (n,), with n >= 1"
         )
     if not np.isfinite(predictions).all():
-        raise ValueError(
-            "predictions hold nan or inf, so no score is defined: the run has diverged;"
-            " lower the learning rate or raise the budget"
-        )
+        raise Diverged("predictions hold nan or inf, so no score is defined")
     return {name: float(_score(name, predictions, labels)) for name in names}
 
 

@@ -9,29 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
-import os
 import shutil
-import sys
 import time
 import traceback
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from wtacrs import ESTIMATORS, Handle
-from wtacrs_experiments.config import LoggingConfig, RunConfig, as_record, known
+from wtacrs_experiments.config import RunConfig, as_record, known
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.claims import Claim, UnderWay, claimed
 from wtacrs_experiments.records.provenance import provenance
 from wtacrs_experiments.records.record import RunRecord, check_writable, record_path
-from wtacrs_experiments.run import checkpoints, measure, ranks, saving, training, tuning
+from wtacrs_experiments.run import checkpoints, measure, ranks, saving, tracker, training, tuning
 from wtacrs_experiments.run.attribution import measure_alone
 from wtacrs_experiments.run.batch_facts import BatchFacts
+from wtacrs_experiments.run.divergence import Divergence
 from wtacrs_experiments.run.interruption import Interruption
 from wtacrs_experiments.run.memory import memory_config, save_memory
+from wtacrs_experiments.run.metrics import Diverged
 from wtacrs_experiments.run.models import load_architecture, load_model, load_tokenizer, pad_alike
 from wtacrs_experiments.run.outcome import RunError, existing, keep, status_of
 from wtacrs_experiments.run.own_task import settle
@@ -117,8 +116,7 @@ def completed(config: RunConfig, path: Path, claim: Claim) -> RunRecord:
             interruption.hold()
             record.provenance["seconds"] = time.perf_counter() - started
             keep(record, path, claim)
-            if config.logging.name == "wandb" and (wandb := sys.modules.get("wandb")):
-                wandb.finish()  # or the next run of a sweep would log into this one
+            tracker.finish(record)
     shutil.rmtree(folder, ignore_errors=True)
     show(record, path)
     return record
@@ -190,13 +188,20 @@ def carry_out(
     minutes = config.training.checkpoint_minutes
     saver = checkpoints.Checkpoints(handle, facts, probe, resume_from, minutes, interruption)
     timer = measure.StepTimer()
-    callbacks: list[TrainerCallback] = [facts, timer, saver, interruption]
+    callbacks: list[TrainerCallback] = [facts, timer, Divergence(facts), saver, interruption]
     callbacks += [] if probe is None else [probe]
-    prepare_logging(config.logging)
+    if ranks.rank() == 0:
+        tracker.start(config, folder.name, resumes=resume_from is not None)
     trainer = training.build_trainer(config, model, tokenizer, data, folder, callbacks)
     if resume_from is not None:
         print(f"resuming from {resume_from}")
-    trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    try:
+        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    except Diverged as error:
+        with suppress(UserError):  # nothing was evaluated before
+            record.metrics = training.describe_metrics(config, trainer, facts)
+        remedy = "lower training.learning_rate or raise the budget"
+        raise Diverged(f"diverged at step {trainer.state.global_step}: {error}; {remedy}") from None
 
     record.metrics = training.describe_metrics(config, trainer, facts)
     record.throughput = measure.describe_throughput(timer, facts)
@@ -230,16 +235,3 @@ def prepare(
         model.to(torch.bfloat16)
     handle = save_memory(model, config, len(data.train), max_tokens)
     return tokenizer, data, model, handle
-
-
-def prepare_logging(config: LoggingConfig) -> None:
-    """Tell wandb of the group ``logging``.
-
-    Raises:
-        UserError: it is asked for and not installed.
-    """
-    if config.name == "wandb":
-        if importlib.util.find_spec("wandb") is None:
-            raise UserError("logging=wandb needs a package: pip install wandb, or logging=none")
-        os.environ.setdefault("WANDB_PROJECT", config.project or "")
-        os.environ.setdefault("WANDB_MODE", config.mode or "")
