@@ -14,7 +14,7 @@ from pathlib import Path
 
 from wtacrs_experiments.config import CONF
 from wtacrs_experiments.config.places import PACKAGE
-from wtacrs_experiments.errors import one_line
+from wtacrs_experiments.errors import UserError, one_line
 
 GROUPS = {  # what ls lists: a word for it, and its folder in conf/
     **{"models": "model", "tasks": "task", "tunings": "tuning", "estimators": "estimator"},
@@ -44,10 +44,14 @@ def record_table(path: Path) -> int:
     from wtacrs_experiments.run.summary import show
 
     record = read_record(path)
-    if record.status != "completed":
-        told = record.error or {"type": "", "message": ""}
-        print(f"{record.status}: {told.get('type')}: {told.get('message')}")
-    show(record, path)
+    try:
+        if record.status != "completed":
+            told = record.error or {}
+            print(f"{record.status}: {told.get('type')}: {told.get('message')}")
+        show(record, path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} does not hold what a run measures ({why})") from error
     return 0
 
 

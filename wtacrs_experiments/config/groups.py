@@ -119,7 +119,7 @@ class EstimatorConfig:
     code_sha256: str | None = left_out()  # of the plugin that it is of, which a run finds out
 
     def __post_init__(self) -> None:
-        check_text("estimator.name", self.name)
+        check_name("estimator.name", self.name)
         if self.grad_norms == "oracle":
             raise wrong(
                 "estimator.grad_norms",

@@ -7,8 +7,9 @@ shallow clone does not have is not checked, and counted.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from wtacrs_experiments.records.code import (
     code_hash_at,
     git,
 )
-from wtacrs_experiments.records.record import STATUSES
+from wtacrs_experiments.records.record import check_run
+from wtacrs_experiments.records.shape import parse
 
 Record = dict[str, Any]
 # Kind -> the sections that it has, and the file that makes it, by the names that it has had.
@@ -73,8 +75,8 @@ class Records:
     def _of_record(self, path: Path) -> Iterator[str]:
         kind = kind_of(path)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-        except ValueError as error:
+            record = parse(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             yield f"not valid JSON ({error})"
             return
         lacking = [
@@ -83,8 +85,15 @@ class Records:
         if lacking:
             yield f"no record of a {kind}: it has no {', '.join(lacking)}"
             return
-        if kind == "run" and record["status"] not in STATUSES:
-            yield f"status {record['status']!r} is none of {', '.join(STATUSES)}"
+        if kind == "run":
+            try:
+                check_run(record)
+            except ValueError as error:
+                yield f"no record of a run: {error}"
+                return
+        if not all(isinstance(record.get(key, {}), dict) for key in ("config", "provenance")):
+            yield f"no record of a {kind}: its config or its provenance is no mapping"
+            return
         if kind in ("step", "batches") and path.name not in self._indexed.get(path.parent, set()):
             yield "no index names it, so no table or figure reads it"
         if kind in ("step", "batches") and record.get("code") != code_hash(PLANNER, self.root):
@@ -100,7 +109,7 @@ class Records:
                 if dirty
                 else "not known to be of a clean tree"
             )
-        if not commit:
+        if not re.fullmatch("[0-9a-f]{40}", str(commit)):
             yield "names no commit"
             return
         tree = self._tree(commit)
@@ -111,7 +120,8 @@ class Records:
         if not tree & {f"{top}/{file}" for top in FRAMEWORK for file in KINDS[kind][1]}:
             yield f"commit {commit[:8]} does not hold the code of a {kind}"
         for group in GROUPS:
-            name = record.get("config", {}).get(group, {}).get("name")
+            of_group = record.get("config", {}).get(group)
+            name = of_group.get("name") if isinstance(of_group, dict) else None
             file = f"conf/{group}/{name}.yaml"
             if (self.root / file).exists() and file not in tree:
                 yield f"commit {commit[:8]} has no {file}"
@@ -122,7 +132,12 @@ class Records:
             yield f"commit {commit[:8]} holds other code than what made it ({code})"
 
     def _of_index(self, path: Path) -> Iterator[str]:
-        for file in _named(path):
+        try:
+            named = _named(path)
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            yield f"no index of plans ({error})"
+            return
+        for file in named:
             if not (path.parent / file).exists():
                 yield f"names {file}, which is not there"
 
@@ -131,7 +146,8 @@ class Records:
         """Folder -> the files that its indices name."""
         found: dict[Path, set[str]] = {}
         for path in filter(_is_index, self.paths):
-            found.setdefault(path.parent, set()).update(_named(path))
+            with suppress(OSError, ValueError, AttributeError, TypeError):  # said of the index
+                found.setdefault(path.parent, set()).update(_named(path))
         return found
 
     def _tree(self, commit: str) -> set[str] | None:
@@ -165,9 +181,5 @@ def _is_index(path: Path) -> bool:
 
 
 def _named(index: Path) -> list[str]:
-    models = json.loads(index.read_text(encoding="utf-8"))
-    return [file for methods in models.values() for file in methods.values()]
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is none of JSON's numbers")
+    models = parse(index.read_text(encoding="utf-8"))
+    return [str(file) for methods in models.values() for file in methods.values()]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import glob
-import json
 import os
 import socket
 import threading
@@ -22,6 +21,7 @@ from typing import Any
 import psutil
 
 from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.shape import parse
 from wtacrs_experiments.records.store import write_json
 
 SUFFIX = ".running"
@@ -109,10 +109,12 @@ def _touch(path: Path, ended: threading.Event) -> None:
 def read_claim(path: Path) -> dict[str, Any] | None:
     """What a claim says; None if its run has just ended, or it is none."""
     try:
-        content = dict(json.loads(path.read_text(encoding="utf-8")))
-        return content if {"pid", "host", "started_at", "config"} <= content.keys() else None
-    except (OSError, ValueError, TypeError):
+        content = parse(path.read_text(encoding="utf-8"))
+        kinds = {"pid": int, "host": str, "started_at": str, "config": dict}
+        whole = all(isinstance(content[key], kind) for key, kind in kinds.items())
+    except (OSError, ValueError, TypeError, KeyError):
         return None
+    return content if whole else None
 
 
 def is_alive(claim: dict[str, Any], path: Path) -> bool:

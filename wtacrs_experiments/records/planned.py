@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.shape import check_plan, parse
 
 FULL = "Full"  # the row that others are held against
 Planned = dict[str, dict[str, dict[str, Any]]]
@@ -25,15 +25,12 @@ def read_planned(folder: Path, name: str) -> Planned:
             full row.
     """
     try:
-        index = json.loads(index_path(folder, name).read_text(encoding="utf-8"))
+        index = parse(index_path(folder, name).read_text(encoding="utf-8"))
         records = {
-            model: {
-                method: json.loads((folder / file).read_text(encoding="utf-8"))
-                for method, file in methods.items()
-            }
+            model: {method: _read(folder / file) for method, file in methods.items()}
             for model, methods in index.items()
         }
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder} holds no plans of {name} ({error}); make them: "
             f"python -m wtacrs_experiments.plan.published {name} --records {folder}"
@@ -42,3 +39,12 @@ def read_planned(folder: Path, name: str) -> Planned:
         if FULL not in methods:
             raise UserError(f"{index_path(folder, name)}: {model} has no row {FULL!r}")
     return records
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = parse(path.read_text(encoding="utf-8"))
+    try:
+        check_plan(content)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    return content

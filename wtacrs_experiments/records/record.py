@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from wtacrs_experiments.config.known import LOSSLESS, TEXT_TO_TEXT
 from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.shape import check_shape, parse
 from wtacrs_experiments.records.store import write_json
 
 STATUSES = ("completed", "failed", "out_of_memory", "interrupted")
@@ -130,15 +131,24 @@ def read_record(path: Path) -> RunRecord:
         RecordError: not a valid record; the file is left as it is.
     """
     try:
-        record = RunRecord(**json.loads(path.read_text(encoding="utf-8")))
-        if record.status not in STATUSES or not isinstance(record.config, dict):
-            raise ValueError(f"status {record.status!r} or its config is none of a run")
-        return record
+        # What is not finite is not known.
+        content = parse(path.read_text(encoding="utf-8"), constant=lambda _: None)
+        check_run({"provenance": {}} | content)
+        return RunRecord(**content)
     except (OSError, ValueError, TypeError) as error:
         raise RecordError(
             f"{path} is not a valid record ({error}); it is left alone. Look at it, then delete "
             "it or run again with overwrite=true"
         ) from error
+
+
+def check_run(content: Any) -> None:
+    """Raise ValueError, which says why, unless this is the content of a run's record."""
+    check_shape(content)
+    if content.get("status") not in STATUSES:
+        raise ValueError(f"status {content.get('status')!r} is none of {', '.join(STATUSES)}")
+    if unknown := content.keys() - {one.name for one in fields(RunRecord)}:
+        raise ValueError(f"{', '.join(sorted(unknown))} is no part of it")
 
 
 def write_record(record: RunRecord, path: Path) -> None:

@@ -9,7 +9,6 @@ batches that its text and marks give.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from matplotlib.axes import Axes
 
 from wtacrs_experiments.config import PAPER
 from wtacrs_experiments.errors import UserError, one_line
+from wtacrs_experiments.records.shape import parse
 from wtacrs_experiments.reports.commits import commit_note
 from wtacrs_experiments.reports.drawing import STYLE, panels, save
 from wtacrs_experiments.reports.paper import LARGEST
@@ -74,7 +74,23 @@ def our_points(folder: Path) -> pd.DataFrame:
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     paths = sorted(folder.glob("figure8-*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return [_whole(path) for path in paths]
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = parse(path.read_text(encoding="utf-8"))
+        _ = str(record["model"]), record["provenance"].get("git_commit")
+        for found in record["methods"].values():
+            for point in found["points"]:
+                relative = point["relative_samples_per_second"] or {"median": 0}
+                _ = found["largest_batch"] + point["batch_size"] + relative["median"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{path} is no record of wtacrs_experiments.bench.figure8 ({why})"
+        ) from error
+    return record
 
 
 def relative(points: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,6 @@ import pandas as pd
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.record import (
     STATUSES,
-    RecordError,
     RunRecord,
     config_hash,
     read_record,
@@ -30,7 +29,6 @@ GROUP = ["task", "model", "tuning", "settings", "metric"]
 METHOD = ("estimator", "budget", "memory")
 SETTING = [*GROUP, "estimator", "budget", "grad_norms", "memory", "method"]  # all but the seed
 NUMBERS = ["score", "last", "peak_bytes", "saved_bytes", "samples_per_second"]
-_WORDS = ("task", "model", "tuning", "estimator", "memory", "metric")
 
 
 def load_runs(folder: Path, protocol: str = "paper") -> pd.DataFrame:
@@ -62,29 +60,10 @@ def read_run(path: Path, protocol: str = "paper") -> tuple[RunRecord, dict[str, 
     """A record, and the row it gives.
 
     Raises:
-        RecordError: it is not a record, or not one of a run.
+        RecordError: it is not a record.
     """
     record = read_record(path)
-    try:
-        row = {"record": path.stem, **_row(record, protocol)}
-        _check_types(row)
-    except (AttributeError, KeyError, TypeError) as error:
-        told = f"{path} is not the record of a run ({type(error).__name__}: {error})"
-        raise RecordError(f"{told}; it is left alone") from error
-    return record, row
-
-
-def _check_types(row: dict[str, Any]) -> None:
-    number, unknown = (int, float), type(None)
-    kinds: dict[str, Any] = {
-        **dict.fromkeys(_WORDS, str),
-        **dict.fromkeys(NUMBERS, (*number, unknown)),
-        **{"budget": number, "seed": int},
-        **dict.fromkeys(("grad_norms", "commit"), (str, unknown)),
-    }
-    for name, kind in kinds.items():
-        if not isinstance(row[name], kind):
-            raise TypeError(f"{name} is {row[name]!r}")
+    return record, {"record": path.stem, **_row(record, protocol)}
 
 
 def _row(record: RunRecord, protocol: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -26,6 +27,7 @@ from wtacrs_experiments.config.known import PYTHON_LIBRARY
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.records.claims import SUFFIX, is_alive, read_claim
 from wtacrs_experiments.records.record import config_hash, read_record
+from wtacrs_experiments.records.shape import check_config
 
 Config = dict[str, Any]
 STATES = ("completed", "running", "failed", "out_of_memory", "interrupted", "missing")
@@ -70,7 +72,9 @@ def read_sweep(folder: Path, overrides: Sequence[str] = ()) -> Sweep:
         if (claim := read_claim(path)) is not None:
             state = "running" if is_alive(claim, path) else "interrupted"
             sweep.found[state].append(path.stem)
-            sweep.configs.append(claim["config"])
+            with suppress(ValueError):  # it was written by something else
+                check_config(claim["config"])
+                sweep.configs.append(claim["config"])
     sweep.found["missing"] = missing(sweep.configs, overrides)
     return sweep
 

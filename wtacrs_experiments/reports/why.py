@@ -8,7 +8,6 @@ with fewer than three seeds is left out; a method that loses is not.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from matplotlib.axes import Axes
 
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.planned import FULL, read_planned
+from wtacrs_experiments.records.shape import parse
 from wtacrs_experiments.reports.drawing import STYLE, save
 from wtacrs_experiments.reports.runs import GROUP, aggregate, load_runs
 from wtacrs_experiments.reports.tables import display, markdown, note, splice
@@ -77,10 +77,10 @@ def read_times(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     """
     try:
         return {
-            name: json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))["ratio_to_full"]
+            name: parse((folder / f"{file}.json").read_text(encoding="utf-8"))["ratio_to_full"]
             for file, (name, *_) in TIMED.items()
         }
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no times ({error}); make them: make bench") from error
 
 

@@ -8,7 +8,6 @@ stands before the name of data on the hub.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from datasets import DatasetDict, load_from_disk
 
 from wtacrs_experiments.config import TaskConfig
 from wtacrs_experiments.config.known import HUB, PYTHON_LIBRARY
+from wtacrs_experiments.records.shape import parse
 from wtacrs_experiments.run import hub
 from wtacrs_experiments.run.documentation import documentation
 from wtacrs_experiments.run.glue import TaskError
@@ -105,8 +105,8 @@ def _array(path: Path) -> Iterator[Row]:
 
 def _parsed(where: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse(text, constant=float)
+    except ValueError as error:
         raise TaskError(f"{where} is no JSON ({error})") from error
 
 

@@ -37,7 +37,9 @@ def repository(tmp_path, git):
     git("add", ".")
     git("commit", "-m", "code")
     provenance = {"git_commit": git("rev-parse", "HEAD"), "git_dirty": False}
-    config = {"memory": {"name": "lean"}}
+    groups = ("task", "model", "tuning", "estimator")
+    config = {**{group: {"name": "any"} for group in groups}, "budget": 0.3, "seed": 0}
+    config["memory"] = {"name": "lean"}
     contents = {
         RUN: {"status": "completed", "config": config},
         PLAN: {"config": config, "memory": {}, "flops": 1, "relative_flops": 1.0},
@@ -146,7 +148,8 @@ def test_content(path, text, part, repository):
 
 
 def test_status_is_one_of_a_run(change):
-    assert change(RUN, status="done")[0].startswith(f"{RUN}: status 'done' is none of completed")
+    (failure,) = change(RUN, status="done")
+    assert failure.startswith(f"{RUN}: no record of a run: status 'done' is none of")
 
 
 def test_what_is_not_committed_is_not_published(repository):

@@ -58,7 +58,13 @@ def test_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(overview, "RESULTS", tmp_path)
     assert overview.of_figure8() == ["bert_base", "t5_small"]
     write_json({"T5-Base": {"Full": "a.json"}}, index_path(tmp_path / "plan", "table2"))
-    write_json({}, tmp_path / "plan" / "a.json")
+    write_json(
+        {
+            **{"config": {"tuning": {"name": "full"}, "budget": 1.0}, "provenance": {}, "flops": 1},
+            "memory": {"peak_bytes": 1, "saved_bytes": 0, "at_peak": {"saved": 0}},
+        },
+        tmp_path / "plan" / "a.json",
+    )
     found = overview.of_table2()
     assert "T5-Base · Full" not in found
     assert {"T5-Base · LoRA", "T5-Large · Full"} <= {*found}

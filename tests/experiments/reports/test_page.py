@@ -1,5 +1,6 @@
 """The page of a folder: its content from the records, its copies, its overrides, bad input."""
 
+import copy
 import json
 import re
 
@@ -167,15 +168,18 @@ def test_a_folder_in_which_all_failed(add_run, folder):
 
 def test_markup_in_a_record_is_text(make_record, folder):
     record = make_record(status="failed")
-    for group in ("task", "model", "tuning", "memory"):
-        record.config[group]["name"] = MARKUP
     record.error = {"type": MARKUP, "message": MARKUP}
     record.provenance = dict.fromkeys(("git_commit", "device_name", "cpu", "started_at"), MARKUP)
     write_record(record, folder / "a<b onclick=alert(1)>.json")
     record.status, record.metrics["per_epoch"] = "completed", [{"step": 1, "loss": 1.0}]
     write_record(record, folder / "b<b onclick=alert(1)>.json")
     (folder / "c<b onclick=alert(1)>.json").write_text(json.dumps({"status": MARKUP}))
+    for group in ("task", "model", "tuning", "estimator", "memory"):
+        named = copy.deepcopy(record)
+        named.config[group]["name"] = MARKUP
+        write_record(named, folder / f"{group}.json")
     page = page_of(folder)
+    assert [*read_folder(folder).records] == [f"{a}<b onclick=alert(1)>" for a in "ab"]
     assert "<img" not in page
     assert "<b onclick" not in page
     assert page.count("</script>") == 4
@@ -210,7 +214,7 @@ def test_a_record_of_no_run_is_foreign(change, make_record, add_run, folder):
     (folder / "a.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"holds 1 file.* no record of a run; the first: .*a\.json"):
         read_folder(folder)
-    with pytest.raises(UserError, match="not the record of a run"):
+    with pytest.raises(UserError, match="not a valid record"):
         load_runs(folder)
     add_run()
     assert [*read_folder(folder).foreign] == ["a.json"]
