@@ -50,11 +50,14 @@ TORCH_CPU = \
 	6f307c2c32d764ffc6ff6893b801fad6d4752f3e67966cb8abf1843427c02604 \
 	0b8f7d0423027ae8b90c7977c627f3379f325363a08224dffad9b4b2d684a83d
 ALL = outputs/all.lock
+# All but ray, which needs versions of its own.
+EXTRAS = experiments joblib slurm wandb docs dev
 lock: ## resolve pyproject.toml again, with sums (needs uv; RAISE="--upgrade-package rich": else versions stay)
 	@mkdir -p outputs && cat requirements.lock requirements-cuda.lock > $(ALL)
-	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11.5 --generate-hashes \
-		--annotation-style line --custom-compile-command "make lock" --quiet --output-file $(ALL) $(RAISE)
+	uv pip compile pyproject.toml $(EXTRAS:%=--extra %) --universal --python-version 3.11.5 \
+		--generate-hashes --annotation-style line --custom-compile-command "make lock" --quiet --output-file $(ALL) $(RAISE)
 	@awk -v cpu="$(TORCH_CPU)" -v cuda="^(cuda|nvidia|triton)" ' \
+		/--hash/ && index(cpu, substr($$1, 15, 64)) { next } \
 		/^[^ ]/ { file = "requirements" ($$0 ~ cuda ? "-cuda" : "") ".lock" } { print > file } \
 		/^torch==/ { n = split(cpu, sums); \
 			for (i = 1; i <= n; i++) print "    --hash=sha256:" sums[i] " \\" > file }' $(ALL)

@@ -1,6 +1,7 @@
 """The lock: a sum for each file, the versions that are installed, nothing that nobody asks for."""
 
 import re
+import tomllib
 from importlib.metadata import distribution, version
 
 from packaging.markers import Marker
@@ -37,7 +38,10 @@ def asked_for(package, extras=frozenset()):
 
 
 def test_every_locked_package_is_asked_for_by_something():
-    project = frozenset(distribution("wtacrs").metadata.get_all("Provides-Extra"))
+    extras = re.search("^EXTRAS = (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    project = frozenset(extras[1].split())
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert declared["optional-dependencies"].keys() - project == {"ray"}
     seen, to_see = set(), [("wtacrs", project)]
     while to_see:
         package, extras = to_see.pop()
