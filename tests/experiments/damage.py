@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from wtacrs_experiments.errors import UserError
 
 RECORDS = 180
 MARKUP = ("<script>alert(1)</script>", "a|b\n\n# c", "$\\frac{$", "[red]a[/]", "a\0b", "\ud800", "")
@@ -151,3 +153,15 @@ FILES: list[tuple[str, bytes]] = [
     ),
     *(("train.json", text) for text in (b'{"a": 1}', b'[{"text": "\\ud800"}, {"text": "b"}]')),
 ]
+
+
+def assert_one_line(call: Callable[[], Any]) -> None:
+    """It does what it does, or says in one line what is wrong."""
+    try:
+        call()
+    except UserError as error:
+        said = str(error)
+    else:
+        return
+    assert "\n" not in said
+    assert len(said) < 1000

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from tests.experiments.damage import FILES, PLAN, RECORDS, damaged
+from tests.experiments.damage import PLAN, RECORDS, assert_one_line, damaged
 from tests.experiments.probes import PPS, probe
 from wtacrs_experiments import cli
 from wtacrs_experiments.config import as_record
@@ -23,10 +23,7 @@ from wtacrs_experiments.reports.memory_figures import PARTS, batch_figure, memor
 from wtacrs_experiments.reports.overview import Part
 from wtacrs_experiments.reports.page import __main__ as page
 from wtacrs_experiments.reports.variance_data import error_frame, load_probes, summarise
-from wtacrs_experiments.run.models import load_tokenizer
 from wtacrs_experiments.run.outcome import existing
-from wtacrs_experiments.run.own_task import settle
-from wtacrs_experiments.run.tasks import load_task
 
 
 @pytest.fixture
@@ -162,18 +159,6 @@ def test_a_cell_and_a_run_whose_record_is_damaged(bad, make_config, capsys):
         assert_one_line(lambda: existing(path, overwrite=False))
 
 
-def assert_one_line(call):
-    """It does what it does, or says in one line what is wrong."""
-    try:
-        call()
-    except UserError as error:
-        said = str(error)
-    else:
-        return
-    assert "\n" not in said
-    assert len(said) < 1000
-
-
 def test_a_damaged_claim(bad, tmp_path, ends):
     for folder in bad.values():
         claim = (folder / "bad.json").rename(folder / "a.running")
@@ -231,22 +216,3 @@ def test_a_damaged_index_of_plans(index, tmp_path):
     index_path(tmp_path, "table2").write_text(index)
     with pytest.raises(UserError):
         read_planned(tmp_path, "table2")
-
-
-@pytest.mark.parametrize("at", range(41))
-def test_damaged_data(at, make_config, tmp_path):
-    name, content = FILES[at]
-    (tmp_path / "CoLA").mkdir()
-    path = tmp_path / "CoLA" / name
-    path.write_bytes(content)
-    path.with_name("dev.tsv").write_text("x\t1\tx\tsome words\n")
-    chosen = {
-        "tsv": ("task=cola", f"task.data_dir={tmp_path}", "model=minilm"),
-        "csv": ("task=csv", f"task.train_file={path}", "model=minilm"),
-    }.get(path.suffix[1:], ("task=sft", f"task.train_file={path}", "model=llama_tiny"))
-
-    def load():
-        config = settle(make_config(*chosen, "task.max_length=32"))
-        load_task(config.task, load_tokenizer(config.model), 0)
-
-    assert_one_line(load)
