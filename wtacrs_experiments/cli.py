@@ -100,7 +100,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         elsewhere("wtacrs_experiments.run.predict"),
         "the answers of a trained model to a file",
     ),
-    "status": (elsewhere("wtacrs_experiments.reports.status"), "how far the sweep in a folder is"),
+    "status": (elsewhere("wtacrs_experiments.plan.status"), "how far the sweep in a folder is"),
     "report": (report, "a folder of runs -> one page; one record -> its short table"),
     "table": (elsewhere("wtacrs_experiments.reports.tables"), "records of runs -> a table"),
     "figure": (elsewhere("wtacrs_experiments.reports.figures"), "records -> a figure"),

@@ -24,6 +24,14 @@ def in_bytes(count: int) -> str:
     return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"
 
 
+def duration(seconds: float) -> str:
+    """A time for people."""
+    minutes = round(seconds / 60)
+    return (
+        f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{seconds / 60:.1f} min"
+    )
+
+
 def method_name(estimator: str, center: str | None) -> str:
     """The estimator, with what it centres if it does: "pps", "pps/lowrank"."""
     return estimator if center in (None, "none") or estimator == "full" else f"{estimator}/{center}"

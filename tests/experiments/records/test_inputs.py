@@ -12,11 +12,11 @@ import pytest
 from wtacrs import ESTIMATORS
 from wtacrs_experiments.config import ROOT, as_record
 from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.plan import status
+from wtacrs_experiments.plan.status import asked_for
 from wtacrs_experiments.records import inputs
 from wtacrs_experiments.records.inputs import data_sum, file_sum, identified
 from wtacrs_experiments.records.record import FIRST_DATA, config_hash, record_path
-from wtacrs_experiments.reports import status
-from wtacrs_experiments.reports.status import asked_for
 from wtacrs_experiments.run.own_task import settle
 from wtacrs_experiments.run.runner import load_plugins, run
 

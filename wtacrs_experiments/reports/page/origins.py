@@ -9,9 +9,9 @@ from typing import Any
 
 from wtacrs_experiments.config import RunConfig, as_record, compose
 from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.label import label_of
 from wtacrs_experiments.records.record import DEFAULTS, NOT_HASHED, RunRecord
-from wtacrs_experiments.reports.status import label_of, shown
-from wtacrs_experiments.words import MISSING
+from wtacrs_experiments.words import MISSING, duration
 
 GROUPS = ("task", "model", "tuning", "estimator", "memory", "training", "measure")
 
@@ -34,7 +34,7 @@ def origin(name: str, record: RunRecord) -> dict[str, str]:
             [f"python {of.get('python')}", *(f"{key} {value}" for key, value in versions.items())]
         ),
         "started": str(of.get("started_at") or MISSING),
-        "took": shown(seconds) if isinstance(seconds, (int, float)) else MISSING,
+        "took": duration(seconds) if isinstance(seconds, (int, float)) else MISSING,
         "overrides": " ".join(overrides(config)),
     }
 

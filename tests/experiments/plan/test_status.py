@@ -7,10 +7,10 @@ import subprocess
 import pytest
 
 from wtacrs_experiments.config import RunConfig, as_record, compose
+from wtacrs_experiments.plan import status
+from wtacrs_experiments.plan.status import read_sweep
 from wtacrs_experiments.records.record import record_path, write_record
 from wtacrs_experiments.records.store import write_json
-from wtacrs_experiments.reports import status
-from wtacrs_experiments.reports.status import read_sweep
 from wtacrs_experiments.run.own_task import settle
 
 TINY = (
@@ -131,7 +131,7 @@ def test_command(leave, folder, capsys):
     assert first.startswith("1 completed, 0 running, 1 failed, 0 out of memory")
     assert second == f"  failed: {name}  KeyError: gone"
     assert last == "30.0 min left, one by one at 1800 s a run (median of 1)"
-    assert status.shown(3 * 3600 + 240) == "3 h 04 min"
+    assert status.duration(3 * 3600 + 240) == "3 h 04 min"
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,12 @@ from typing import Any
 
 from wtacrs_experiments.config import RunConfig, as_record, compose
 from wtacrs_experiments.config.arguments import check_arguments, grid
-from wtacrs_experiments.config.known import PYTHON_LIBRARY
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.records.claims import SUFFIX, is_alive, read_claim
+from wtacrs_experiments.records.label import label_of
 from wtacrs_experiments.records.record import config_hash, read_record
 from wtacrs_experiments.records.shape import check_config
+from wtacrs_experiments.words import duration
 
 Config = dict[str, Any]
 STATES = ("completed", "running", "failed", "out_of_memory", "interrupted", "missing")
@@ -48,8 +49,11 @@ class Sweep:
         return todo * median(self.seconds) if self.seconds else None
 
 
-def read_sweep(folder: Path, overrides: Sequence[str] = ()) -> Sweep:
+def read_sweep(folder: Path, overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Sweep:
     """The state of the runs in ``folder``, with what ``overrides`` ask for and is not there.
+
+    Args:
+        folders: more folders with files of groups, beside ``conf/``.
 
     Raises:
         UserError: no such folder, a file in it that is no record, or overrides that say nothing.
@@ -75,15 +79,15 @@ def read_sweep(folder: Path, overrides: Sequence[str] = ()) -> Sweep:
             with suppress(ValueError):  # it was written by something else
                 check_config(claim["config"])
                 sweep.configs.append(claim["config"])
-    sweep.found["missing"] = missing(sweep.configs, overrides)
+    sweep.found["missing"] = missing(sweep.configs, overrides, folders)
     return sweep
 
 
-def missing(configs: list[Config], overrides: Sequence[str]) -> list[str]:
+def missing(configs: list[Config], overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """Which of the runs asked for are in none of ``configs``."""
     if overrides:
         there = {config_hash(config) for config in configs}
-        return [label for key, label in asked_for(overrides).items() if key not in there]
+        return [label for key, label in asked_for(overrides, folders).items() if key not in there]
     settings: dict[str, tuple[str, set[int]]] = {}
     for config in configs:
         if config.get("measure", {}).get("alone"):
@@ -102,40 +106,20 @@ def missing(configs: list[Config], overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def label_of(config: Config) -> str:
-    """What a run is, in the words of its command line."""
-    groups = ("model", "tuning", "estimator", "memory")
-    task = config["task"]
-    named = [f"task={task['name']}"]
-    if task.get("train_file") not in (None, PYTHON_LIBRARY):  # it is named after its file
-        named = [f"task={task['source']}", f"task.train_file={task['train_file']}"]
-    named += [f"{group}={config[group]['name']}" for group in groups if group in config]
-    return " ".join([*named, f"budget={config['budget']:g}"])
-
-
-def asked_for(overrides: Sequence[str]) -> dict[str, str]:
+def asked_for(overrides: Sequence[str], folders: Sequence[Path] = ()) -> dict[str, str]:
     """Hash of the config -> what it is, of each point of the grid that ``overrides`` span.
 
     Raises:
         UserError: a group, choice, key or value that there is not, or rows that cannot be read.
     """
-    from wtacrs_experiments.run.own_task import (
-        settle,  # it imports torch, which a folder alone needs not
-    )
+    from wtacrs_experiments.run.own_task import settle  # imports torch: a folder alone needs none
 
     points = {}
-    for _, point in grid(check_arguments(RunConfig, overrides, sweeps=True)):
-        config = as_record(settle(compose(RunConfig, point)))
+    given = check_arguments(RunConfig, overrides, sweeps=True, folders=folders)
+    for _, point in grid(given, folders):
+        config = as_record(settle(compose(RunConfig, point, folders)))
         points[config_hash(config)] = f"{label_of(config)} seed={config['seed']}"
     return points
-
-
-def shown(seconds: float) -> str:
-    """A time for people."""
-    minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{seconds / 60:.1f} min"
-    )
 
 
 @one_line()
@@ -147,9 +131,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*", help="as given to run.py -m, say seed=0,1,2")
+    parser.add_argument(
+        "-cd", "--config-dir", type=Path, help="a folder beside conf/, as run has it"
+    )
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
-    sweep = read_sweep(options.folder, options.overrides)
+    folders = [options.config_dir] if options.config_dir else []
+    sweep = read_sweep(options.folder, options.overrides, folders)
     print(
         ", ".join(f"{len(names)} {state.replace('_', ' ')}" for state, names in sweep.found.items())
     )
@@ -159,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     left = sweep.seconds_left()
     if left:
         each = f"{median(sweep.seconds):.0f} s a run (median of {len(sweep.seconds)})"
-        print(f"{shown(left)} left, one by one at {each}")
+        print(f"{duration(left)} left, one by one at {each}")
     return 0
 
 
