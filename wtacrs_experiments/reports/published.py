@@ -17,6 +17,7 @@ from wtacrs_experiments.config import ROOT
 from wtacrs_experiments.errors import one_line
 from wtacrs_experiments.reports import decoders, figure8, figures, table2, tables
 from wtacrs_experiments.reports import why as picture
+from wtacrs_experiments.reports.paper import TABLE2
 
 README, RESULTS = "README.md", "docs/results.md"
 PAGES = (README, RESULTS)  # which hold generated blocks
@@ -50,8 +51,7 @@ def variance(results: Path, output: Path, root: Path) -> None:
 
 def memory_table(results: Path, output: Path, root: Path) -> None:
     """Table 2, on a page too, and the figure of what the peak is made."""
-    paper = results / "paper" / "table2.csv"
-    table2.write(results / "plan", paper, output / "tables" / "table2", root / RESULTS)
+    table2.write(results / "plan", TABLE2, output / "tables" / "table2", root / RESULTS)
     figures.draw("memory", results / "plan", output)
 
 
@@ -74,8 +74,7 @@ def table1(results: Path, output: Path, root: Path) -> None:
 def throughput(results: Path, output: Path, root: Path) -> None:
     """Figure 8 and its table, once a model of it is measured."""
     if any((results / "bench").glob("figure8-*.json")):
-        paper = results / "paper" / "figure8_throughput.csv"
-        figure8.write(results / "bench", paper, output)
+        figure8.write(results / "bench", figure8.THROUGHPUT, output)
 
 
 PUBLISHED: dict[str, Build] = {
