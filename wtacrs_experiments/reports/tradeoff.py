@@ -18,6 +18,8 @@ BIASED = "deterministic"
 def tradeoff_figure(table: pd.DataFrame) -> Any:
     """Two panels: score, mean and standard deviation over seeds, and time of a sample against full.
 
+    Of a method at several budgets, the marks of all but the largest are hollow.
+
     Args:
         table: as ``reports.runs.aggregate`` gives it, of one task, model and tuning.
     """
@@ -26,8 +28,11 @@ def tradeoff_figure(table: pd.DataFrame) -> Any:
     metric = table["metric"].iloc[0]
     times, _ = scale(metric)
     look = looks(table["estimator"])
+    largest = table.groupby("estimator")["budget"].max()
     for _, row in table.iterrows():
         label, style = _shown(row, look)
+        if row["budget"] < largest[row["estimator"]]:
+            style["markerfacecolor"] = "none"
         x, spread = row["peak_bytes"] / MIB, times * row["score_std"]
         bar = None if pd.isna(spread) else [[spread], [spread]]
         axes[0].errorbar(x, times * row["score"], bar, capsize=3, label=label, **style)
