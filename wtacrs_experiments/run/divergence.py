@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
+from wtacrs_experiments.config import RunConfig
+from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.record import RunRecord
 from wtacrs_experiments.run.batch_facts import BatchFacts
 from wtacrs_experiments.run.metrics import Diverged
 from wtacrs_experiments.run.ranks import any_of
+from wtacrs_experiments.run.training import describe_metrics
 
 
 class Divergence(TrainerCallback):
@@ -22,3 +28,27 @@ class Divergence(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if any_of(not math.isfinite(self.facts.loss_sum)):
             raise Diverged("the loss is nan or inf")
+
+
+def train(
+    trainer: Trainer,
+    resume_from: Path | None,
+    record: RunRecord,
+    config: RunConfig,
+    facts: BatchFacts,
+) -> dict[str, Any]:
+    """Train, on from a checkpoint if there is one; returns the section ``metrics``.
+
+    Raises:
+        Diverged: the loss is no number; ``record`` has the epochs before it.
+    """
+    if resume_from is not None:
+        print(f"resuming from {resume_from}")
+    try:
+        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    except Diverged as error:
+        with suppress(UserError):  # nothing was evaluated before
+            record.metrics = describe_metrics(config, trainer, facts)
+        remedy = "lower training.learning_rate or raise the budget"
+        raise Diverged(f"diverged at step {trainer.state.global_step}: {error}; {remedy}") from None
+    return describe_metrics(config, trainer, facts)

@@ -81,6 +81,18 @@ def labels_in(
             if label not in numbers:
                 raise TaskError(f"{where}: {column}={label!r} is no number, as others there are")
         return None, (min(numbers.values()), max(numbers.values()))
+    _check_classes(found, numbers, column)
+    if len(found) > max(FEW, count / 2):
+        raise TaskError(
+            f"{first}: {column} has {len(found)} different labels in {count} rows; is it the "
+            "label's column? If they are scores: task.score_range=[least,largest]"
+        )
+    order = numbers.__getitem__ if len(numbers) == len(found) else None
+    return tuple(sorted(found, key=order)), None
+
+
+def _check_classes(found: dict[str, str], numbers: dict[str, float], column: str) -> None:
+    """Raise TaskError unless the labels ``found``, of which some are ``numbers``, are classes."""
     same: dict[float, str] = {}
     for label, number in numbers.items():
         if (other := same.setdefault(number, label)) != label:
@@ -94,17 +106,11 @@ def labels_in(
         if re.fullmatch(r"[+-]?\d+,\d+", label):
             raise TaskError(f"{where}: {column}={label!r}: write numbers with a point, say 3.5")
     if len(found) < 2:
+        first = next(iter(found.values()))
         raise TaskError(
             f"{first}: all rows have the same {column}, {next(iter(found))!r},"
             " so there is nothing to learn; is it the label's column?"
         )
-    if len(found) > max(FEW, count / 2):
-        raise TaskError(
-            f"{first}: {column} has {len(found)} different labels in {count} rows; is it the "
-            "label's column? If they are scores: task.score_range=[least,largest]"
-        )
-    order = numbers.__getitem__ if len(numbers) == len(found) else None
-    return tuple(sorted(found, key=order)), None
 
 
 def _number(label: str) -> float | None:

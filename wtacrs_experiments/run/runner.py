@@ -12,11 +12,17 @@ import importlib
 import shutil
 import time
 import traceback
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    set_seed,
+)
 
 from wtacrs import ESTIMATORS, Handle
 from wtacrs_experiments.config import RunConfig, as_record, known
@@ -27,10 +33,9 @@ from wtacrs_experiments.records.record import RunRecord, check_writable, record_
 from wtacrs_experiments.run import checkpoints, measure, ranks, saving, tracker, training, tuning
 from wtacrs_experiments.run.attribution import measure_alone
 from wtacrs_experiments.run.batch_facts import BatchFacts
-from wtacrs_experiments.run.divergence import Divergence
+from wtacrs_experiments.run.divergence import Divergence, train
 from wtacrs_experiments.run.interruption import Interruption
 from wtacrs_experiments.run.memory import memory_config, save_memory
-from wtacrs_experiments.run.metrics import Diverged
 from wtacrs_experiments.run.models import load_architecture, load_model, load_tokenizer, pad_alike
 from wtacrs_experiments.run.outcome import RunError, existing, keep, status_of
 from wtacrs_experiments.run.own_task import settle
@@ -102,6 +107,7 @@ def completed(config: RunConfig, path: Path, claim: Claim) -> RunRecord:
         try:
             if config.overwrite:
                 checkpoints.start_over(folder, path)
+            tell_of_other_worlds(config, path)
             carry_out(config, record, folder, interruption)
             record.status = "completed"
         except BaseException as error:
@@ -127,6 +133,19 @@ def checkpoint_folder(path: Path) -> Path:
     of results."""
     folder = hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:8]
     return CHECKPOINTS / f"{path.stem}-{folder}"
+
+
+def tell_of_other_worlds(config: RunConfig, path: Path) -> None:
+    """Say which checkpoints are of as many processes as this run does not have."""
+    for size in range(1, config.training.batch_size + 1):
+        if config.training.batch_size % size == 0:
+            other = replace(config, training=replace(config.training, world_size=size))
+            folder = checkpoint_folder(record_path(as_record(other)))
+            if folder.is_dir() and folder != checkpoint_folder(path):
+                print(
+                    f"{folder} is of {size} processes, and this run of "
+                    f"{config.training.world_size} begins anew; start {size} to go on with it"
+                )
 
 
 def load_plugins(config: RunConfig) -> None:
@@ -167,10 +186,7 @@ def check_probes(config: RunConfig, rows: int) -> None:
 def carry_out(
     config: RunConfig, record: RunRecord, folder: Path, interruption: Interruption
 ) -> None:
-    """Load, train, measure, save; fills the sections of ``record`` as they become known.
-
-    ``folder`` has the checkpoints.
-    """
+    """Load, train, measure, save; ``record`` fills on the way, ``folder`` has the checkpoints."""
     tokenizer, data, model, handle = prepare(config)
     sampler = handle.sampler
     if config.measure.alone:
@@ -184,26 +200,15 @@ def carry_out(
     if sampler is not None and config.measure.probe_steps is not None:
         check_probes(config, len(data.train))
         probe = VarianceProbe(model, sampler, config.measure)
-    facts = BatchFacts(model, config.measure.warmup_steps)
+    facts, timer = BatchFacts(model, config.measure.warmup_steps), measure.StepTimer()
     minutes = config.training.checkpoint_minutes
     saver = checkpoints.Checkpoints(handle, facts, probe, resume_from, minutes, interruption)
-    timer = measure.StepTimer()
-    callbacks: list[TrainerCallback] = [facts, timer, Divergence(facts), saver, interruption]
-    callbacks += [] if probe is None else [probe]
+    own = [] if probe is None else [probe]
+    callbacks: list[TrainerCallback] = [facts, timer, Divergence(facts), saver, interruption, *own]
     if ranks.rank() == 0:
         tracker.start(config, folder.name, resumes=resume_from is not None)
     trainer = training.build_trainer(config, model, tokenizer, data, folder, callbacks)
-    if resume_from is not None:
-        print(f"resuming from {resume_from}")
-    try:
-        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
-    except Diverged as error:
-        with suppress(UserError):  # nothing was evaluated before
-            record.metrics = training.describe_metrics(config, trainer, facts)
-        remedy = "lower training.learning_rate or raise the budget"
-        raise Diverged(f"diverged at step {trainer.state.global_step}: {error}; {remedy}") from None
-
-    record.metrics = training.describe_metrics(config, trainer, facts)
+    record.metrics = train(trainer, resume_from, record, config, facts)
     record.throughput = measure.describe_throughput(timer, facts)
     record.sampling = tuning.describe_sampling(sampler)
     if config.measure.memory:

@@ -59,14 +59,7 @@ def load_task(
     if task.source == "sft":
         return _continued(task, tokenizer)
     _check_length(task, tokenizer)
-    if task.source == "digits":
-        splits = _read_digits()
-    elif task.source == "csv":
-        splits = {name: labelled(task, rows) for name, rows in read_splits(task).items()}
-    elif task.data_dir is not None:
-        splits = _read_folder(task)
-    else:
-        splits = hub.read_hub(task)
+    splits = _read(task)
     if text is not None:
         splits = {name: _as_text(rows, text) for name, rows in splits.items()}
     most = {"train": task.max_train_rows}
@@ -83,6 +76,14 @@ def load_task(
         regression=task.regression,
         max_tokens=pc.max(pc.list_value_length(train.data.column("input_ids"))).as_py(),
     )
+
+
+def _read(task: TaskConfig) -> dict[str, Rows]:
+    if task.source == "digits":
+        return _read_digits()
+    if task.source == "csv":
+        return {name: labelled(task, rows) for name, rows in read_splits(task).items()}
+    return hub.read_hub(task) if task.data_dir is None else _read_folder(task)
 
 
 def _continued(task: TaskConfig, tokenizer: PreTrainedTokenizerBase | None) -> TaskData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,7 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         optim=t.optimizer,
         learning_rate=t.learning_rate,
         weight_decay=t.weight_decay,
-        # Below 1 it is a share of all steps.
-        warmup_steps=t.warmup_ratio if t.warmup_steps is None else t.warmup_steps,
+        warmup_steps=t.warmup_ratio if t.warmup_steps is None else t.warmup_steps,  # < 1: a share
         max_grad_norm=t.max_grad_norm,
         bf16=t.precision == "bf16-autocast",
         use_cpu=on_cpu,
@@ -133,15 +133,7 @@ def build_trainer(
     callbacks: list[TrainerCallback],
 ) -> Trainer:
     """A Trainer over the task."""
-    names = list(config.task.metrics)
     text = text_to_text(model.config, config.task, tokenizer)
-
-    def score(p: EvalPrediction) -> dict[str, float]:
-        labels = np.asarray(p.label_ids)  # of a language model (n, t), and not read
-        return protocol.scores(
-            names, np.asarray(p.predictions), labels.reshape(len(labels), -1).T[0]
-        )
-
     more: dict[str, Any] = {}
     if config.task.source == "sft":
         more["preprocess_logits_for_metrics"] = sft.sums
@@ -153,7 +145,7 @@ def build_trainer(
         train_dataset=data.train,
         eval_dataset=dict(data.validation),
         data_collator=collator(config.task, tokenizer, text),
-        compute_metrics=score,
+        compute_metrics=partial(_scores, [*config.task.metrics]),
         callbacks=callbacks,
         **more,
     )
@@ -167,6 +159,11 @@ def build_trainer(
     if config.training.progress and trainer.facts is not None:
         trainer.add_callback(shown(config, trainer.facts))
     return trainer
+
+
+def _scores(names: list[str], p: EvalPrediction) -> dict[str, float]:
+    labels = np.asarray(p.label_ids)  # of a language model (n, t), and not read
+    return protocol.scores(names, np.asarray(p.predictions), labels.reshape(len(labels), -1).T[0])
 
 
 def longest_sequence(

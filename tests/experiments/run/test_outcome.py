@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from wtacrs_experiments.records.claims import claimed
 from wtacrs_experiments.records.record import read_record, record_path, write_record
 from wtacrs_experiments.run import outcome, runner
 from wtacrs_experiments.run.interruption import SIGNALS, Interrupted, Interruption
+from wtacrs_experiments.run.own_task import settle
 from wtacrs_experiments.run.runner import checkpoint_folder, run
 
 
@@ -207,3 +209,17 @@ def test_a_run_that_is_told_to_end_goes_on_from_there(start, tmp_path):
     record.unlink()
     whole, _ = start().communicate(timeout=240)
     assert losses(whole) == done
+
+
+def test_checkpoints_of_another_number_of_processes_are_told(make_config, ends, capsys):
+    """This run begins anew, for its draws would be others."""
+    two = settle(make_config())
+    two = replace(two, training=replace(two.training, world_size=2))
+    folder = checkpoint_folder(record_path(as_record(two)))
+    ends()
+    run(make_config())
+    assert "processes" not in capsys.readouterr().out
+    folder.mkdir(parents=True)
+    run(make_config("overwrite=true"))
+    told = f"{folder} is of 2 processes, and this run of 1 begins anew; start 2 to go on with it"
+    assert told in capsys.readouterr().out
