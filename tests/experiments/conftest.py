@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from tests.experiments.probes import write_probes
 from wtacrs_experiments.config import CONF, RunConfig, as_record, typed
 from wtacrs_experiments.config.compose import register
-from wtacrs_experiments.records.record import RunRecord
+from wtacrs_experiments.records.record import RunRecord, record_path, write_record
 from wtacrs_experiments.reports.variance_data import error_frame, load_probes, summarise
 from wtacrs_experiments.run import progress, runner
 
@@ -143,3 +143,22 @@ def add(make_record, tmp_path):
 def found(tmp_path):
     """The summary of what ``add`` wrote."""
     return lambda: summarise(error_frame(load_probes(tmp_path / "v")))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def add_run(make_record, folder):
+    """Writes one record, made with these overrides and results, where a run would write it."""
+
+    def write(*overrides, **results):
+        record = make_record(*overrides, **results)
+        path = record_path(record.config)
+        assert not path.exists()
+        write_record(record, path)
+
+    return write

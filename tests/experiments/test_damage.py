@@ -12,12 +12,13 @@ from tests.experiments.probes import PPS, probe
 from wtacrs_experiments import cli
 from wtacrs_experiments.config import as_record
 from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.plan import status
 from wtacrs_experiments.records.audit import Records
 from wtacrs_experiments.records.claims import read_claim
 from wtacrs_experiments.records.grid import is_done
 from wtacrs_experiments.records.planned import FULL, index_path, read_planned
 from wtacrs_experiments.records.record import RecordError, read_record, record_path
-from wtacrs_experiments.reports import decoders, figures, overview, published, status, tables
+from wtacrs_experiments.reports import decoders, figures, overview, published, tables
 from wtacrs_experiments.reports.figures import TABLE2
 from wtacrs_experiments.reports.memory_figures import PARTS, batch_figure, memory_figure
 from wtacrs_experiments.reports.overview import Part

@@ -2,27 +2,6 @@
 
 import pytest
 
-from wtacrs_experiments.records.record import record_path, write_record
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "runs").mkdir()
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def add_run(make_record, folder):
-    """Writes one record, made with these overrides and results, where a run would write it."""
-
-    def write(*overrides, **results):
-        record = make_record(*overrides, **results)
-        path = record_path(record.config)
-        assert not path.exists()
-        write_record(record, path)
-
-    return write
-
 
 @pytest.fixture
 def two_seeds(add_run):

@@ -4,11 +4,8 @@ import json
 
 import pytest
 
-from wtacrs_experiments.config import ROOT
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.reports import figure8
-
-PAPER = ROOT / "results" / "paper" / "figure8_throughput.csv"
 
 
 @pytest.fixture
@@ -38,14 +35,16 @@ def test_ratios_are_to_full_at_its_largest_batch(records):
 
 
 def test_paper_has_its_published_batches():
-    rows = figure8.relative(figure8.paper_points(PAPER)).set_index(["model", "method"])
+    rows = figure8.relative(figure8.paper_points(figure8.THROUGHPUT)).set_index(["model", "method"])
     assert rows.loc[("T5-Large (paper)", "WTA-CRS@0.3"), "largest_ratio"].iloc[0] == 550 / 230
     assert rows.loc[("T5-3B (paper)", "WTA-CRS@0.1"), "samples_ratio"].iloc[-1] == 17.0 / 14.2
 
 
 def test_command(records, tmp_path, capsys):
     out = tmp_path / "out"
-    assert figure8.main([str(records), "--paper", str(PAPER), "--output", str(out)]) == 0
+    assert (
+        figure8.main([str(records), "--paper", str(figure8.THROUGHPUT), "--output", str(out)]) == 0
+    )
     text = (out / "tables" / "figure8.md").read_text()
     row = next(line for line in text.splitlines() if "leanest" in line)
     assert [cell.strip() for cell in row.split("|")[1:-1]] == [
@@ -59,4 +58,4 @@ def test_command(records, tmp_path, capsys):
 def test_no_record(tmp_path, capsys):
     with pytest.raises(UserError, match="holds no figure8"):
         figure8.our_points(tmp_path)
-    assert figure8.main([str(tmp_path), "--paper", str(PAPER)]) == 1
+    assert figure8.main([str(tmp_path), "--paper", str(figure8.THROUGHPUT)]) == 1

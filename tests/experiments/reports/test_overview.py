@@ -52,9 +52,6 @@ def test_shipped_records_complete_the_ablation():
 
 def test_what_is_missing(tmp_path, monkeypatch):
     assert "T5-Base · Full" not in overview.of_table2()
-    (tmp_path / "paper").mkdir()
-    paper = (overview.RESULTS / "paper" / "table2.csv").read_text()
-    (tmp_path / "paper" / "table2.csv").write_text(paper)
     monkeypatch.setattr(overview, "RESULTS", tmp_path)
     assert overview.of_figure8() == ["bert_base", "t5_small"]
     write_json({"T5-Base": {"Full": "a.json"}}, index_path(tmp_path / "plan", "table2"))

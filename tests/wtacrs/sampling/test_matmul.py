@@ -9,6 +9,8 @@ N = 40
 CASES = ["flat", "heavy tail", "zeros", "stale weights"]
 DTYPES = [torch.float32, torch.bfloat16]
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.searchsorted")  # vmap's own layout
+
 
 def problem(case, dtype=torch.float32):
     """a (n, 4), b (n, 3) and the weights, None for the default ||a_n|| * ||b_n||."""
@@ -34,7 +36,6 @@ def rounding(a, b):
     return torch.finfo(a.dtype).eps * (a.double().abs().T @ b.double().abs())
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # vmap's own layout
 @pytest.mark.parametrize("budget", [1 / N, 0.3])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)

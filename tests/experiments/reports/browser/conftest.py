@@ -6,7 +6,7 @@ import shutil
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tests.experiments.reports.browser.page import CHROMIUM, MARKUP, SIZES
+from tests.experiments.reports.browser.page import CHROMIUM, MARKUP, OTHER, SIZES
 from wtacrs_experiments.config import ROOT
 from wtacrs_experiments.reports.page import __main__ as command
 
@@ -15,15 +15,15 @@ CENTRED = ROOT / "results" / "centred"
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """Published records, one that failed, one with markup in its names, one file that is none."""
+    """Published records, one that failed, one of others with markup in its file name, and no record."""
     folder = tmp_path_factory.mktemp("page") / "runs"
     shutil.copytree(CENTRED, folder, ignore=lambda _, names: [n for n in names if "-s2-" in n])
     content = json.loads(min(CENTRED.glob("*-full-full-*")).read_text())
     failed = {"status": "failed", "metrics": None, "config": content["config"] | {"seed": 5}}
     failed["error"] = {"type": "RuntimeError", "message": "</script>" + MARKUP}
     (folder / "failed.json").write_text(json.dumps(content | failed))
-    content["config"]["model"]["name"] = MARKUP
-    content["config"]["estimator"] |= {"name": MARKUP}
+    content["config"]["model"]["name"] = OTHER
+    content["config"]["estimator"] |= {"name": OTHER}
     content["metrics"]["loss_curve"] = {"step": [1, 2], "loss": [0.7, 0.6]}
     (folder / "a<b>.json").write_text(json.dumps(content))
     (folder / "notes.json").write_text("[]")
