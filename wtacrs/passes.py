@@ -25,6 +25,7 @@ from wtacrs.layers.masks import DrawsMemo, may_draw
 from wtacrs.layers.products import Verdicts, in_vain, last_linear, left_out, own_forward
 from wtacrs.sampling.linear import SampledLinear
 from wtacrs.sampling.sampler import Sampler
+from wtacrs.swap import attends
 
 
 class Part(NamedTuple):
@@ -63,7 +64,7 @@ def part_of(module: nn.Module, keeps_draws: bool, verdicts: Verdicts) -> Part:
     if not (samplers or chunked) or (type(last) is nn.Linear and not useless):
         last = None
     drawing = [m for m in outside if keeps_draws and may_draw(m)]
-    attending = [m for m in outside if "Attention" in type(m).__name__]
+    attending = [*filter(attends, outside)]
     return Part(samplers, last, useless, DrawsMemo(drawing), OutputsMemo(attending))
 
 

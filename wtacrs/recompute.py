@@ -28,7 +28,7 @@ from wtacrs.autograd import is_kept
 from wtacrs.integrations.checkpointing import refuse_checkpoints
 from wtacrs.layers.products import Verdicts
 from wtacrs.passes import SecondPass, first_pass, part_of, picking_late, samplers_of
-from wtacrs.swap import OwnForward, in_blocks
+from wtacrs.swap import OwnForward, attends, in_blocks
 
 PARTS = ("none", "attention", "block")
 SLOW_TO_DRAW = {"cpu"}  # devices; elsewhere to draw again costs less than to keep a bit an element
@@ -91,8 +91,8 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
 
     Args:
         model: a model with transformer blocks (members of an ``nn.ModuleList``).
-        what: "attention", the outermost modules in a block whose class is named ...Attention, or
-            "block", the blocks; "none" changes nothing.
+        what: "attention", the outermost modules in a block that attend, or "block", the blocks;
+            "none" changes nothing.
 
     Returns:
         The qualified names of the modules that are recomputed.
@@ -109,9 +109,9 @@ def recompute_(model: nn.Module, what: str) -> list[str]:
         refuse_checkpoints(model, what)
     if not (chosen := parts_of(model, what)):
         classes = ", ".join(sorted({type(m).__name__ for _, m in in_blocks(model)})) or "none"
-        looked_for = "named ...Attention inside a block" if what == "attention" else "in a block"
+        named = "named ...Attention, or with is_causal, " if what == "attention" else ""
         raise ValueError(
-            f"this {type(model).__name__} has no module {looked_for} (a member of an "
+            f"this {type(model).__name__} has no module {named}in a block (a member of an "
             f"nn.ModuleList); classes inside blocks: {classes}"
         )
     if any(isinstance(m.__dict__.get("forward"), RecomputedForward) for m in model.modules()):
@@ -126,7 +126,7 @@ def parts_of(model: nn.Module, what: str) -> dict[str, nn.Module]:
     """What ``recompute_`` takes of ``model``, by name."""
     chosen: dict[str, nn.Module] = {}
     for name, module in in_blocks(model):
-        wanted = "Attention" in type(module).__name__ if what == "attention" else True
+        wanted = what != "attention" or attends(module)
         if wanted and not any(name.startswith(f"{outer}.") for outer in chosen):
             chosen[name] = module
     return chosen

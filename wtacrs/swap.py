@@ -136,6 +136,12 @@ def in_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
+def attends(module: nn.Module) -> bool:
+    """Whether it is an attention: by its name, or since it says whether it is causal, which those
+    of transformers tell the kernels, whatever they are called."""
+    return "Attention" in type(module).__name__ or hasattr(module, "is_causal")
+
+
 def is_swapped(module: nn.Module) -> bool:
     """Whether ``module`` itself is one that this library has changed."""
     forward = module.__dict__.get("forward")

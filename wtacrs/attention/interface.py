@@ -26,6 +26,7 @@ from wtacrs.attention.sampled import SampledAttention
 from wtacrs.config import ATTENTION
 from wtacrs.sampling.linear import SampledLinear
 from wtacrs.sampling.sampler import Sampler
+from wtacrs.swap import attends
 
 NAMES = {"recompute": "wtacrs_recompute", "sampled": "wtacrs_sampled"}
 OVER_SDPA = "wtacrs_recompute_sdpa"  # "recompute" in a model that attends by "sdpa" otherwise
@@ -140,7 +141,7 @@ def try_attention(model: Any, name: str, may_stay: bool) -> str | None:
         ValueError: as ``set_attention`` does.
     """
     before = attention_of(model)
-    if before is not None and not any("Attention" in type(m).__name__ for m in model.modules()):
+    if before is not None and not any(map(attends, model.modules())):
         return "no module attends"
     if name == "recompute" and before is not None and FLASH in before:
         return f"{before} keeps no (t, t) matrix"
@@ -155,7 +156,7 @@ def try_attention(model: Any, name: str, may_stay: bool) -> str | None:
 
 def _register(model: Any, name: str) -> str:
     """The name under which transformers finds our attention ``name`` for ``model``."""
-    modules = [module for module in model.modules() if "Attention" in type(module).__name__]
+    modules = [*filter(attends, model.modules())]
     for attribute, what in UNSUPPORTED.items():
         if any(getattr(module, attribute, None) is not None for module in modules):
             raise ValueError(
@@ -178,8 +179,8 @@ def check_sampled_attention(model: nn.Module) -> None:
         ValueError: an attention without a sampled layer.
     """
     for name, module in model.named_modules():
-        attends = "Attention" in type(module).__name__ and hasattr(module, "is_causal")
-        if attends and not any(isinstance(layer, SampledLinear) for layer in module.modules()):
+        itself = hasattr(module, "is_causal")  # and not one inside, as in a BertAttention
+        if itself and not any(isinstance(layer, SampledLinear) for layer in module.modules()):
             raise ValueError(
                 f"attention='sampled' draws with the sampler of linear layers inside, and {name} "
                 "has no sampled one; choose another attention, or sample a layer of each (include)"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wtacrs.autograd import first_order, noteworthy
 from wtacrs.layers.bits import pack, scale_kept, zero_unkept
+from wtacrs.swap import attends
 
 
 class Memo:
@@ -184,4 +185,4 @@ class DoneDropout(nn.Dropout):
 def may_draw(module: nn.Module) -> bool:
     """Whether it is a dropout of ours, or attends, perhaps in our way: what a memo is of use to."""
     kinds = LosslessDropout, LosslessReLUDropout
-    return isinstance(module, kinds) or "Attention" in type(module).__name__
+    return isinstance(module, kinds) or attends(module)

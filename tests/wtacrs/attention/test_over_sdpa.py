@@ -9,6 +9,8 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LongcatFlashConfig,
+    LongcatFlashForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -177,3 +179,25 @@ def test_flash_attention_stays():
     handle = apply_(model, "lean")
     assert any("flash_attention_2 keeps no (t, t)" in reason for reason in handle.left)
     assert attention_of(model) == "flash_attention_2"
+
+
+@pytest.mark.parametrize("preset", ["lean", "leanest"])
+def test_an_attention_by_another_name(preset):
+    """LongcatFlashMLA, which attends through the AttentionInterface."""
+    zoo.quiet()
+    latent = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4}
+    config = LongcatFlashConfig(
+        **{**SIZES, **latent, "v_head_dim": 4, "num_key_value_heads": 4, "num_layers": 1},
+        **{"ffn_hidden_size": 24, "n_routed_experts": 4, "zero_expert_num": 1, "moe_topk": 2},
+        expert_ffn_hidden_size=16,
+    )
+    model = build(LongcatFlashForCausalLM, config)
+    given = batch(padded=True)
+    expected = step(model, given)
+    handle = apply_(model, preset, budget=1.0)
+    assert_same_step(step(model, given), expected, 1e-4, 1e-5)
+    assert attention_of(model) == OVER_SDPA
+    assert not any("attends" in reason for reason in handle.left)
+    attentions = [f"model.layers.0.self_attn.{i}" for i in (0, 1)]
+    names = handle.swapped["recomputed: " + ("attention" if preset == "lean" else "block")]
+    assert names == (attentions if preset == "lean" else ["model.layers.0"])
