@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
+from tests.wtacrs.calls import Calls
 from tests.wtacrs.tiny import batch_of, step, tiny_bert, tiny_t5
 from wtacrs import SamplingConfig, recompute, sample_linears_
 from wtacrs.attention.interface import set_attention
@@ -13,7 +13,7 @@ from wtacrs.layers import save_less_
 from wtacrs.measure.step import SavedBytes, StorageTracker
 from wtacrs.recompute import recompute_
 
-aten = torch.ops.aten
+DRAWS = torch.ops.aten.bernoulli_, torch.ops.aten.native_dropout  # from the global generator
 bert_and_t5 = pytest.mark.parametrize("make", [tiny_bert, tiny_t5], ids=["bert", "t5"])
 
 
@@ -89,20 +89,10 @@ def test_a_mask_is_drawn_once(make, what, monkeypatch):
     counted = []
     for change in (lambda: None, lambda: recompute_(model, what)):
         change()
-        with Draws() as draws:
+        with Calls(DRAWS) as draws:
             step(model)
         counted.append(draws.count)
     assert counted[0] == counted[1] > 0
-
-
-class Draws(TorchDispatchMode):
-    """Counts operations that draw from the global generator."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket in (aten.bernoulli_, aten.native_dropout)
-        return func(*args, **kwargs or {})
 
 
 class Mixed(nn.Module):

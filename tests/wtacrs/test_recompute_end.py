@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from tests.wtacrs.calls import Calls
 from tests.wtacrs.tiny import assert_same_step, batch_of, models, sampled, step, tiny_bert, tiny_t5
 from wtacrs import SamplingConfig, sample_linears_
 from wtacrs.measure.step import SavedBytes
@@ -58,23 +58,18 @@ def test_a_graph_that_is_kept(make, what, chunked):
         torch.testing.assert_close(found, 2 * gradient, rtol=1e-3, atol=1e-5)
 
 
-class Products(TorchDispatchMode):
+class Products(Calls):
     """Counts floating-point operations, as ``FlopCounterMode`` does, but follows no module."""
 
-    flops = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **kwargs or {})
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
-            self.flops += count(*args, **kwargs or {}, out_val=out)
-        return out
+    def worth(self, func, args, kwargs, out):
+        return self.ops[func.overloadpacket](*args, **kwargs, out_val=out)
 
 
 def flops_of_backward(model):
     loss = model(**batch_of(model)).loss
-    with Products() as products:
+    with Products(flop_registry) as products:
         loss.backward()
-    return products.flops
+    return products.count
 
 
 def flops_of(names, model):

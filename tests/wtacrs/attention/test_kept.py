@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.wtacrs.calls import Calls
 from tests.wtacrs.tiny import assert_same_step, build, step
 from wtacrs import MemoryConfig, apply_
 from wtacrs.attention.kept import FUSED
@@ -39,33 +39,23 @@ def recomputed(what, model=None):
     return model
 
 
-class Kernels(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.calls = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls["fused"] += func.overloadpacket in FUSED
-        return func(*args, **(kwargs or {}))
-
-
 @parts
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 def test_it_runs_once_and_gradients_are_the_plain_ones(what, padded):
     expected = step(llama(), batch(padded=padded))
     model = recomputed(what)
-    with Kernels() as kernels:
+    with Calls(FUSED) as kernels:
         found = step(model, batch(padded=padded))
-    assert kernels.calls["fused"] == LAYERS
+    assert kernels.count == LAYERS
     assert_same_step(found, expected, 0)
 
 
 @parts
 def test_on_short_sequences_it_runs_twice(what):
     model = recomputed(what)
-    with Kernels() as kernels:
+    with Calls(FUSED) as kernels:
         step(model, batch(SHORT))
-    assert kernels.calls["fused"] == 2 * LAYERS
+    assert kernels.count == 2 * LAYERS
 
 
 @parts
@@ -75,10 +65,10 @@ def test_a_graph_that_is_retained(what):
     expected = {name: 2 * gradient for name, gradient in expected.items()}
     model.zero_grad()
     loss = model(**batch()).loss
-    with Kernels() as kernels:
+    with Calls(FUSED) as kernels:
         loss.backward(retain_graph=True)
         loss.backward()
-    assert kernels.calls["fused"] == 0
+    assert kernels.count == 0
     for name, gradient in expected.items():
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-5, atol=1e-7)
 
