@@ -6,7 +6,8 @@ attention keeps Q, K, V and three (b, h, t, t) tensors: P, the dropout's mask an
     recompute   keeps Q, K, V and one bit an element of the mask; S and P are computed again in the
                 backward pass, a part at a time, so that of (b, h, t, t) only the mask is ever
                 whole, in the forward pass. A model that attends by torch's fused kernels ("sdpa")
-                does so still, wherever these keep no (t, t) matrix: without dropout and bias.
+                does so still, wherever these keep no (t, t) matrix: without dropout and bias. In
+                a part of the model that is recomputed their output may be kept: see ``kept``.
     sampled     what the paper does to the two products: each factor of the backward pass that the
                 forward pass would have to keep is kept at the budget of rows, at random. Gradients
                 of Q, K and V are unbiased; unlike everything else here they are not exact.
@@ -54,18 +55,9 @@ def _attend(
     trains = module.training and torch.is_grad_enabled()
     over_sdpa = config._attn_implementation == OVER_SDPA
     if over_sdpa and (not trains or (dropout == 0 and position_bias is None)):
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
         given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
         given |= {} if position_bias is None else {"position_bias": position_bias}
-
-        def compute() -> Tensor:
-            out: Tensor = sdpa_attention_forward(
-                module, query, key, value, attention_mask, **given
-            )[0]
-            return out
-
-        return attended(getattr(module, "outputs_memo", None), query, key, compute), None
+        return _fused(module, query, key, value, attention_mask, **given), None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     added = (bias for bias in (position_bias, attention_mask) if bias is not None)
     biases = [bias[(None,) * (4 - bias.dim())] for bias in added]  # (b or 1, h or 1, t or 1, s)
@@ -80,6 +72,17 @@ def _attend(
         memo = getattr(module, "memo", None)  # of the bits of dropout, where one is at hand
         out = RecomputedAttention.apply(query, key, value, scaling, dropout, memo, causal, *biases)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _fused(module: nn.Module, query: Tensor, key: Tensor, *more: Any, **given: Any) -> Tensor:
+    """What transformers' "sdpa" does with these arguments, or did in a first pass."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def compute() -> Tensor:
+        out: Tensor = sdpa_attention_forward(module, query, key, *more, **given)[0]
+        return out
+
+    return attended(getattr(module, "outputs_memo", None), query, key, compute)
 
 
 def _sampler_of(module: nn.Module) -> Sampler:
