@@ -221,7 +221,8 @@ def _swap(handle: Handle, sizes: dict[str, Any]) -> None:
     if config.recompute == "attention" and not parts_of(model, "attention"):
         handle.left["recompute: no module in a block attends"] = [type(model).__name__]
     elif config.recompute in ("attention", "block"):
-        handle.swapped[f"recomputed: {config.recompute}"] = recompute_(model, config.recompute)
+        names = recompute_(model, config.recompute, config.keeps_attention_output)
+        handle.swapped[f"recomputed: {config.recompute}"] = names
     elif config.recompute != "none":
         checkpoint_(model, offload=config.recompute == "checkpoint_offload")
         handle.swapped[f"transformers' {config.recompute}"] = [type(model).__name__]

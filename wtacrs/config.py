@@ -120,6 +120,7 @@ LOSSLESS = (*LAYERS, "loss")
 GELU = ("exact", "rounded")
 ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
 RECOMPUTE = ("none", "attention", "block", "checkpoint", "checkpoint_offload")
+ATTENTION_OUTPUT = ("auto", "kept", "recomputed")
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,9 @@ class MemoryConfig:
             "sampled" (``wtacrs.attention``).
         recompute: what is computed again in the backward pass (``wtacrs.recompute``): "attention",
             "block"; or transformers' own switch, "checkpoint", "checkpoint_offload".
+        attention_output: whether that keeps fused attention's output on long sequences
+            (``wtacrs.attention.kept``): "kept", which costs memory and saves time, "recomputed",
+            or "auto", "kept" where attention alone is recomputed.
 
     Raises:
         ValueError: a value that is unknown, or two that contradict each other.
@@ -145,6 +149,13 @@ class MemoryConfig:
     gelu: str = "exact"
     attention: str = "default"
     recompute: str = "none"
+    attention_output: str = "auto"
+
+    @property
+    def keeps_attention_output(self) -> bool:
+        """``attention_output``, with "auto" resolved."""
+        chosen = self.attention_output
+        return chosen == "kept" or (chosen == "auto" and self.recompute == "attention")
 
     @property
     def samples(self) -> bool:
@@ -152,7 +163,9 @@ class MemoryConfig:
         return self.sampling is not None and self.sampling.estimator != "full"
 
     def __post_init__(self) -> None:
-        for name, known in (("gelu", GELU), ("attention", ATTENTION), ("recompute", RECOMPUTE)):
+        choices = {"gelu": GELU, "attention": ATTENTION, "recompute": RECOMPUTE}
+        choices |= {"attention_output": ATTENTION_OUTPUT}
+        for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r} is unknown; choose {', '.join(known)}")
         if not isinstance(self.sampling, SamplingConfig | None):
@@ -164,6 +177,12 @@ class MemoryConfig:
         object.__setattr__(self, "lossless", tuple(self.lossless))
         if self.attention == "sampled" and not self.samples:
             raise ValueError("attention='sampled' needs a sampling estimator, not full")
+        recomputes = self.attention == "recompute" and self.recompute in ("attention", "block")
+        if self.attention_output == "kept" and not recomputes:
+            raise ValueError(
+                "attention_output='kept' needs attention='recompute' and recompute='attention' or "
+                "'block'"
+            )
 
 
 _EXACT: dict[str, Any] = {"lossless": LOSSLESS, "attention": "recompute"}

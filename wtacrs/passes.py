@@ -36,7 +36,7 @@ class Part(NamedTuple):
         last: where the second pass can end, in the order of registration, and
         in_vain: those of its layers (or itself) whose products no gradient needs.
         memo: draws before it.
-        outputs: of its attentions.
+        outputs: of its attentions, if these are kept.
     """
 
     samplers: set[Sampler]
@@ -46,8 +46,8 @@ class Part(NamedTuple):
     outputs: OutputsMemo
 
 
-def part_of(module: nn.Module, keeps_draws: bool, verdicts: Verdicts) -> Part:
-    """``verdicts`` keeps what was found of each kind of adapter."""
+def part_of(module: nn.Module, keeps_draws: bool, keeps_output: bool, verdicts: Verdicts) -> Part:
+    """``keeps_output`` is of attention; ``verdicts`` has what was found of each kind of adapter."""
     forwards = [layer.__dict__.get("forward") for layer in module.modules()]
     chunked = {run.module: run for run in forwards if isinstance(run, ChunkedForward)}
     experts = {
@@ -64,7 +64,7 @@ def part_of(module: nn.Module, keeps_draws: bool, verdicts: Verdicts) -> Part:
     if not (samplers or chunked) or (type(last) is nn.Linear and not useless):
         last = None
     drawing = [m for m in outside if keeps_draws and may_draw(m)]
-    attending = [*filter(attends, outside)]
+    attending = [m for m in outside if keeps_output and attends(m)]
     return Part(samplers, last, useless, DrawsMemo(drawing), OutputsMemo(attending))
 
 

@@ -116,6 +116,8 @@ def test_bad_input_is_named(memory, options, message):
         ({"gelu": "no"}, "gelu='no' is unknown; choose exact, rounded"),
         ({"attention": "flash"}, "attention='flash' is unknown"),
         ({"recompute": "all"}, "recompute='all' is unknown"),
+        ({"attention_output": "no"}, "is unknown; choose auto, kept, recomputed"),
+        ({"attention_output": "kept"}, "needs attention='recompute' and recompute='attention' or"),
         ({"lossless": ("gelu",)}, r"lossless holds \['gelu'\]"),
         ({"attention": "sampled", "sampling": None}, "needs a sampling estimator"),
         ({"attention": "sampled", "sampling": SamplingConfig("full")}, "needs a sampling"),

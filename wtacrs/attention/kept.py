@@ -1,5 +1,6 @@
 """The output of fused attention, kept from a first pass where to compute it again costs much.
 
+``MemoryConfig.attention_output`` says whether, for what is worth its bytes is bytes all the same.
 Of what a part that is recomputed leaves out, an element of a linear layer's output costs as many
 products as the layer has inputs; one of attention's output 2 s, for s keys, half of them where it
 is causal. So attention's output (b, h, t, d) is worth its bytes before any other from where s is

@@ -8,6 +8,7 @@ from typing import Any
 from wtacrs_experiments.config.build import left_out
 from wtacrs_experiments.config.known import (
     ATTENTION,
+    ATTENTION_OUTPUT,
     CENTRES,
     ESTIMATORS,
     GELU,
@@ -166,6 +167,7 @@ class MemoryChoice:
     gelu: str | None = None  # exact, or rounded: an unbiased derivative in 8 bits
     attention: str | None = None  # default, eager, sdpa, recompute, sampled
     recompute: str | None = None  # none, attention, block; checkpoint(_offload): transformers' own
+    attention_output: str | None = None  # of what is recomputed: kept, recomputed; auto
 
     def __post_init__(self) -> None:
         check_choice("memory.name", self.name, PRESETS)
@@ -175,8 +177,12 @@ class MemoryChoice:
         for kind in self.lossless or ():
             check_choice("memory.lossless", kind, LOSSLESS)
         check_distinct("memory.lossless", self.lossless or ())
-        for key, known in (("gelu", GELU), ("attention", ATTENTION), ("recompute", RECOMPUTE)):
+        choices = {"gelu": GELU, "attention": ATTENTION, "recompute": RECOMPUTE}
+        choices |= {"attention_output": ATTENTION_OUTPUT}
+        for key, known in choices.items():
             check_choice(f"memory={self.name}: memory.{key}", getattr(self, key), known)
+        if self.attention_output == ("kept" if self.recompute == "attention" else "recomputed"):
+            object.__setattr__(self, "attention_output", "auto")  # equal runs are written alike
 
 
 def check_estimator(estimator: EstimatorConfig, plugins: tuple[str, ...]) -> None:

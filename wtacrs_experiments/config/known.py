@@ -11,10 +11,11 @@ LOSSLESS = ("norm", "dropout", "relu", "gate", "loss")
 GELU = ("exact", "rounded")
 ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
 RECOMPUTE = ("none", "attention", "block", "checkpoint", "checkpoint_offload")
+ATTENTION_OUTPUT = ("auto", "kept", "recomputed")
 
 NOTHING: dict[str, Any] = {
     **{"sample_linears": False, "lossless": (), "gelu": "exact"},
-    **{"attention": "default", "recompute": "none"},
+    **{"attention": "default", "recompute": "none", "attention_output": "auto"},
 }
 _SAMPLED = NOTHING | {"sample_linears": True}
 _EXACT = _SAMPLED | {"lossless": LOSSLESS, "attention": "recompute"}

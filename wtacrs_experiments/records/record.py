@@ -30,7 +30,10 @@ NOT_HASHED = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "training": {"group_by_length": False},
     "estimator": {"center": "none", "rank": 1},
-    "memory": {"lossless": [], "gelu": "exact", "attention": "default", "recompute": "none"},
+    "memory": {
+        **{"lossless": [], "gelu": "exact", "attention": "default", "recompute": "none"},
+        "attention_output": "auto",
+    },
 }
 # The data of records that do not say theirs: GLUE's CoLA, MRPC, RTE, SST-2, STS-B and WNLI.
 FIRST_DATA = (

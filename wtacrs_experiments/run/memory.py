@@ -24,6 +24,7 @@ def memory_config(config: RunConfig | PlanConfig) -> MemoryConfig:
             gelu=memory.gelu or "exact",
             attention=memory.attention or "default",
             recompute=memory.recompute or "none",
+            attention_output=memory.attention_output or "auto",
         )
     except ValueError as error:
         raise UserError(f"memory={config.memory.name}: {error}") from error

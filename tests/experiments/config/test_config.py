@@ -38,7 +38,7 @@ def test_the_copy_of_what_the_library_offers_is_true():
     assert set(known.ESTIMATORS) == {"full", *ESTIMATORS}
     assert set(known.CENTRES) == set(CENTRES)
     assert known.GRAD_NORMS == library.GRAD_NORM_SOURCES
-    for name in ("LOSSLESS", "GELU", "ATTENTION", "RECOMPUTE"):
+    for name in ("LOSSLESS", "GELU", "ATTENTION", "RECOMPUTE", "ATTENTION_OUTPUT"):
         assert getattr(known, name) == getattr(library, name)
     assert known.PRESETS.keys() == PRESETS.keys()
     for name, preset in PRESETS.items():
@@ -138,6 +138,8 @@ def test_runs_of_table_1_keep_their_names():
         (["estimator=pps"], ["estimator=pps", "estimator.center=lowrank"]),
         (["estimator=full", "budget=0.1"], ["memory=plain", "budget=0.3"]),
         (["memory=lean"], ["memory=lean", "memory.recompute=attention"]),
+        (["memory=lean"], ["memory=lean", "memory.attention_output=kept"]),
+        (["memory=leanest"], ["memory=leanest", "memory.attention_output=recomputed"]),
         (["measure=memory"], ["measure=memory", "mode=measure"]),
         (["task=cola"], ["task=cola", "task.text_to_text.words=[bad,good]"]),
     ],

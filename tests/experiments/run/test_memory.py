@@ -45,7 +45,7 @@ def test_what_is_given_counts_and_the_rest_is_the_preset(make_config):
     chosen = ("memory=lean", "memory.recompute=none", "memory.lossless=[norm]")
     assert vars(make_config(*chosen).memory) == {
         **{"name": "lean", "sample_linears": True, "lossless": ("norm",), "gelu": "exact"},
-        **{"attention": "recompute", "recompute": "none"},
+        **{"attention": "recompute", "recompute": "none", "attention_output": "auto"},
     }
     nothing = make_config("memory=lean", "memory.lossless=[]", "memory.attention=default")
     assert (nothing.memory.lossless, nothing.memory.attention) == ((), "default")
@@ -145,6 +145,9 @@ def test_records_made_before_the_group_keep_their_names(make_config, hash_of):
     assert hash_of("memory=plain") == hash_of("estimator=full")
     assert hash_of("memory=lean") != hash_of("memory=linear")
     assert hash_of("memory=lean", "memory.recompute=none") != hash_of("memory=lean")
+    for preset, output in (("lean", "recomputed"), ("leanest", "kept")):
+        other = f"memory.attention_output={output}"
+        assert hash_of(f"memory={preset}", other) != hash_of(f"memory={preset}")
 
 
 def test_name_of_a_record_says_the_preset(make_config):

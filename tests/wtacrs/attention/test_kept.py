@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from tests.wtacrs.calls import Calls
 from tests.wtacrs.tiny import assert_same_step, build, step
@@ -16,13 +16,13 @@ from wtacrs.measure.step import SavedBytes, StorageTracker
 
 LAYERS, WIDTH = 2, 16
 LONG, SHORT = WIDTH, WIDTH - 1  # tokens: no fewer, or fewer, than the output of a head is wide
+SIZES = {"hidden_size": WIDTH, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES |= {"intermediate_size": 24, "num_hidden_layers": LAYERS, "vocab_size": 50}
 parts = pytest.mark.parametrize("what", ["attention", "block"])
 
 
 def llama():
-    sizes = {"hidden_size": WIDTH, "num_attention_heads": 4, "num_key_value_heads": 2}
-    sizes |= {"intermediate_size": 24, "num_hidden_layers": LAYERS, "vocab_size": 50}
-    return build(LlamaForCausalLM, LlamaConfig(**sizes))
+    return build(LlamaForCausalLM, LlamaConfig(**SIZES))
 
 
 def batch(tokens=LONG, padded=False):
@@ -35,7 +35,8 @@ def batch(tokens=LONG, padded=False):
 
 def recomputed(what, model=None):
     model = model or llama()
-    apply_(model, MemoryConfig(sampling=None, attention="recompute", recompute=what))
+    config = {"attention": "recompute", "recompute": what, "attention_output": "kept"}
+    apply_(model, MemoryConfig(sampling=None, **config))
     return model
 
 
@@ -48,6 +49,32 @@ def test_it_runs_once_and_gradients_are_the_plain_ones(what, padded):
         found = step(model, batch(padded=padded))
     assert kernels.count == LAYERS
     assert_same_step(found, expected, 0)
+
+
+def classifier(preset):
+    config = LlamaConfig(**SIZES, pad_token_id=0, use_cache=False)
+    model = build(LlamaForSequenceClassification, config)
+    apply_(model, preset)
+    return model, {"input_ids": batch(4 * LONG)["input_ids"], "labels": torch.tensor([0, 1, 1])}
+
+
+def test_leanest_keeps_no_more_than_checkpointing():
+    """Of long sequences, where no head hides it."""
+    kept = {}
+    for preset in ("checkpoint", "leanest"):
+        model, given = classifier(preset)
+        with SavedBytes(model) as saved:
+            model(**given)
+        kept[preset] = saved.bytes
+    assert kept["leanest"] <= kept["checkpoint"]
+
+
+@pytest.mark.parametrize(("preset", "times"), [("lean", 1), ("leanest", 2)])
+def test_a_preset_computes_it(preset, times):
+    model, given = classifier(preset)
+    with Calls(FUSED) as kernels:
+        step(model, given)
+    assert kernels.count == times * LAYERS
 
 
 @parts
