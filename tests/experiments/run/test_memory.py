@@ -13,7 +13,7 @@ from wtacrs_experiments.config import as_record
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.record import config_hash, record_path
 from wtacrs_experiments.run import runner
-from wtacrs_experiments.run.memory import save_memory
+from wtacrs_experiments.run.memory import memory_config, save_memory
 
 ON_CPU = tuple(name for name in PRESETS if name != "checkpoint_offload")
 
@@ -49,6 +49,11 @@ def test_what_is_given_counts_and_the_rest_is_the_preset(make_config):
     }
     nothing = make_config("memory=lean", "memory.lossless=[]", "memory.attention=default")
     assert (nothing.memory.lossless, nothing.memory.attention) == ((), "default")
+    for preset, output in (("lean", "recomputed"), ("leanest", "kept")):
+        other = make_config(f"memory={preset}", f"memory.attention_output={output}")
+        assert memory_config(other).attention_output == output
+    with pytest.raises(UserError, match="memory=linear: attention_output='kept' needs"):
+        memory_config(make_config("memory.attention_output=kept"))
 
 
 @pytest.mark.parametrize("preset", ON_CPU)
