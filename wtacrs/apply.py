@@ -32,7 +32,7 @@ from wtacrs.layers.chunks import chunk_feed_forward_, restore_feed_forward_
 from wtacrs.measure.step import StepMemory
 from wtacrs.order import Latecomers, check_untouched, look_now
 from wtacrs.recompute import parts_of, recompute_, restore_forward_
-from wtacrs.report import Report, fake_step, sampled_share
+from wtacrs.report import Report, changes, fake_step, sampled_share
 from wtacrs.sampling.batch import Mask
 from wtacrs.sampling.sampler import Sampler
 from wtacrs.swap import check_matches, restore_linears_, turn_linears_
@@ -96,17 +96,18 @@ class Handle:
         Args:
             batch: arguments of a training call of the model whose output has a loss. With it the
                 table says what such a step takes at its peak, plain and now, on fake tensors.
+
+        Raises:
+            ValueError: that output has no loss, or the weights are on the meta device.
         """
         look_now(self.model)
-        left = {reason: [*names] for reason, names in self.left.items()}
-        for name, reason in ({} if self.sampler is None else self.sampler.skipped).items():
-            left.setdefault(reason, []).append(name)
+        swapped, left = changes(self.model, self.swapped, self.left, self.sampler)
         share = sampled_share(self.model, self.sampler)
         if batch is None:
-            return Report(self.swapped, left, share)
+            return Report(swapped, left, share)
         plain, now = (fake_step(self.model, batch, f) for f in (self._restore, lambda _: None))
         better = None if now.peak_bytes < plain.peak_bytes else self._better(batch, plain)
-        return Report(self.swapped, left, share, plain, now, better)
+        return Report(swapped, left, share, plain, now, better)
 
     def _better(self, batch: dict[str, Tensor], plain: StepMemory) -> str | None:
         """The preset with the smallest peak, if that is below the plain step's."""

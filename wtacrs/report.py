@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from wtacrs.integrations.fake import experts_on_fakes
+from wtacrs.layers import plain_after_all
 from wtacrs.measure.step import StepMemory, measure_step
 from wtacrs.measure.watch import pattern
 from wtacrs.sampling.sampler import Sampler
@@ -64,6 +65,22 @@ def _names(names: list[str]) -> str:
     return ", ".join(shown) + (f", {len(counts) - SHOWN} more" if len(counts) > SHOWN else "")
 
 
+def changes(
+    model: nn.Module,
+    swapped: Mapping[str, list[str]],
+    left: Mapping[str, list[str]],
+    sampler: Sampler | None,
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """``swapped`` and ``left`` of a handle as they are by now, with what ``sampler`` skips."""
+    reasons = {} if sampler is None else dict(sampler.skipped)
+    reasons |= (plain := plain_after_all(model))
+    left = {reason: [*names] for reason, names in left.items()}
+    for name, reason in reasons.items():
+        left.setdefault(reason, []).append(name)
+    still = {kind: [n for n in names if n not in plain] for kind, names in swapped.items()}
+    return {kind: names for kind, names in still.items() if names}, left
+
+
 def sampled_share(model: nn.Module, sampler: Sampler | None) -> float:
     """Share of the trainable parameters that are weights which ``sampler`` samples."""
     if sampler is None:
@@ -78,6 +95,11 @@ def fake_step(
     model: nn.Module, batch: Mapping[str, Tensor], change: Callable[[nn.Module], object]
 ) -> StepMemory:
     """The bytes of a training step of a copy of ``model`` on fake tensors, after ``change``."""
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError(
+            f"the weights of this {type(model).__name__} are on the meta device, so there is no "
+            "step to measure; report a batch once they are loaded"
+        )
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with FakeCopyMode(mode):
         copied = copy.deepcopy(model)

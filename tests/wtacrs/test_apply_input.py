@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.wtacrs import zoo
-from tests.wtacrs.tiny import assert_same_step, step, tiny_bert, tiny_llama
+from tests.wtacrs.tiny import tiny_bert, tiny_llama
 from wtacrs import apply_
 
 quiet = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing")
@@ -47,19 +47,6 @@ def test_a_model_that_is_half_on_disk():
     with pytest.raises(ValueError, match=r"3 weights of this LlamaForCausalLM are not in memory"):
         apply_(model, "lean")
     assert {name: type(module) for name, module in model.named_modules()} == before
-
-
-def test_a_model_on_the_meta_device():
-    """One that is yet to be made, as for FSDP: what needs no values is done, and then it trains."""
-    with torch.device("meta"):
-        model = tiny_llama(0.0)
-    handle = apply_(model, "lean", budget=1.0)
-    plain = tiny_llama(0.0)
-    model.to_empty(device="cpu")
-    model.load_state_dict(plain.state_dict())
-    model.model.rotary_emb = plain.model.rotary_emb  # which no state dict has
-    assert handle.swapped["LosslessNorm"]
-    assert_same_step(step(model), step(plain), 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["mamba", "convnext"])

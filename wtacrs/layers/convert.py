@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from wtacrs.config import GELU
 from wtacrs.config import LAYERS as KINDS
@@ -15,15 +13,12 @@ from wtacrs.layers.gated import GatedForward, gate_, restore_gates_
 from wtacrs.layers.gelu import RoundedGELU
 from wtacrs.layers.masks import DoneDropout, LosslessDropout, LosslessReLU, LosslessReLUDropout
 from wtacrs.layers.norm_kinds import NormKind, is_norm, key_of, norm_kind
-from wtacrs.layers.norms import LosslessLayerNorm, LosslessNorm
+from wtacrs.layers.norms import LosslessLayerNorm, LosslessNorm, invertible, look
 from wtacrs.randomness import Randomness
 
 # Modules whose ``act`` is followed by their ``dropout`` at once, by class name.
 ACT_THEN_DROPOUT = ("T5DenseActDense",)
-# Largest relative error that rounding a norm's output may cause in what is recovered from it.
-MAX_ERROR = 0.08
 TOO_SMALL = "a weight is zero, or too small beside its bias"
-MAX_RATIO = 1e3  # of |bias| to |weight|, however fine the dtype: training moves both
 
 
 def save_less_(
@@ -79,10 +74,10 @@ def _turn(module: Any, new: type[nn.Module], kind: Any, rounding: Randomness) ->
     """Make ``module`` one of the class ``new``, with what that needs to know."""
     module.plain_class = type(module)
     module.__class__ = new
-    if isinstance(module, LosslessLayerNorm):
-        module.in_bfloat16 = _invertible(module, torch.bfloat16)
     if isinstance(module, LosslessNorm):
         module.kind = kind
+    if isinstance(module, (LosslessLayerNorm, LosslessNorm)):
+        look(module)
     if isinstance(module, RoundedGELU):
         module.rounding = rounding
 
@@ -102,8 +97,19 @@ def restore_layers_(model: nn.Module) -> None:
     for module in model.modules():
         if (plain := module.__dict__.get("plain_class")) is not None:
             module.__class__ = plain
-            for name in ("plain_class", "rounding", "dropout_after", "in_bfloat16", "kind"):
+            own = ("plain_class", "rounding", "dropout_after", "inverts", "in_bfloat16", "kind")
+            for name in own:
                 module.__dict__.pop(name, None)
+
+
+def plain_after_all(model: nn.Module) -> dict[str, str]:
+    """Qualified name -> why it computes as before, of the norms whose weights had no values when
+    they were turned, and then had such as hide what was normalised."""
+    return {
+        name: f"{module.plain_class.__name__}: {TOO_SMALL}"
+        for name, module in model.named_modules()
+        if module.__dict__.get("inverts") is False
+    }
 
 
 def rounding_of(model: nn.Module) -> Randomness | None:
@@ -131,14 +137,14 @@ def _norms(model: nn.Module) -> dict[nn.Module, NormKind | str]:
         if not is_norm(module) or "plain_class" in module.__dict__:
             continue
         if type(module) is nn.LayerNorm and module.weight is not None:
-            if not _invertible(module):
+            if invertible(module) is False:
                 found[module] = f"LayerNorm: {TOO_SMALL}"
             continue
         key = key_of(module)
         if key not in tried:
             tried[key] = norm_kind(module)
         kind = tried[key]
-        if isinstance(kind, NormKind) and not _invertible(module, offset=kind.offset):
+        if isinstance(kind, NormKind) and invertible(module, offset=kind.offset) is False:
             kind = f"{type(module).__name__}: {TOO_SMALL}"
         found[module] = kind
     return found
@@ -161,16 +167,3 @@ def _lossless_class(
         exact &= getattr(module, "act", nn.functional.gelu) is nn.functional.gelu
         return RoundedGELU if exact else None
     return None
-
-
-def _invertible(module: nn.Module, dtype: torch.dtype | None = None, offset: int = 0) -> bool:
-    """Whether a norm's output tells what was normalised: no bias drowns it in ``dtype``."""
-    own, bias = module.get_parameter("weight"), getattr(module, "bias", None)
-    if own.dim() != 1:
-        return False
-    if isinstance(own, FakeTensor) or own.is_meta:
-        return True  # a plan, without values
-    weight = own.detach() + offset
-    size = torch.zeros_like(weight) if bias is None else bias.detach().abs()
-    ratio = min(MAX_RATIO, MAX_ERROR / torch.finfo(dtype or own.dtype).eps)
-    return bool(((weight != 0) & (weight.abs() * ratio >= size)).all())

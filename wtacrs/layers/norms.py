@@ -8,8 +8,9 @@ the output Y. One of the two is enough, for with weight w and bias b
     dw = sum_n dY * Xhat,  db = sum_n dY
 
 Kept are Y and one number a row, rstd. A sampled linear layer that reads Y keeps indices into it.
-Exact up to rounding as long as no |w| is tiny beside |b|, which ``save_less_`` checks once, at the
-swap. A weight that becomes exactly 0 in training gets the gradient 0.
+Exact up to rounding as long as no |w| is tiny beside |b|, which is looked at once: at the swap or,
+where the weights have no values yet (on the meta device), in the first training call. A weight that
+becomes exactly 0 in training gets the gradient 0.
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from wtacrs.autograd import first_order, mark_kept
 from wtacrs.layers.norm_kinds import NormKind
+
+# Largest relative error that rounding a norm's output may cause in what is recovered from it.
+MAX_ERROR = 0.08
+MAX_RATIO = 1e3  # of |bias| to |weight|, however fine the dtype: training moves both
 
 
 def normalised(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -94,9 +100,38 @@ class NormFunction(torch.autograd.Function):
         return dx, dw, None, None
 
 
-def _saves(module: nn.Module, x: Tensor) -> bool:
+def invertible(module: nn.Module, dtype: torch.dtype | None = None, offset: int = 0) -> bool | None:
+    """Whether a norm's output tells what was normalised: no bias drowns it in ``dtype``. None where
+    the weights have no values yet."""
+    own, bias = module.get_parameter("weight"), getattr(module, "bias", None)
+    if own.dim() != 1:
+        return False
+    if isinstance(own, FakeTensor):
+        return True  # a plan, without values
+    if own.is_meta:
+        return None
+    weight = own.detach() + offset
+    size = torch.zeros_like(weight) if bias is None else bias.detach().abs()
+    ratio = min(MAX_RATIO, MAX_ERROR / torch.finfo(dtype or own.dtype).eps)
+    return bool(((weight != 0) & (weight.abs() * ratio >= size)).all())
+
+
+def look(module: LosslessLayerNorm | LosslessNorm) -> None:
+    """Note whether ``module`` is invertible; a LayerNorm in bfloat16, too."""
+    if isinstance(module, LosslessNorm):
+        module.inverts = invertible(module, offset=module.kind.offset)
+    else:
+        module.inverts = invertible(module)
+        module.in_bfloat16 = invertible(module, torch.bfloat16)
+
+
+def _saves(module: LosslessLayerNorm | LosslessNorm, x: Tensor) -> bool:
     trains = x.requires_grad or any(p.requires_grad for p in module.parameters(recurse=False))
-    return torch.is_grad_enabled() and trains
+    if not (torch.is_grad_enabled() and trains):
+        return False
+    if module.inverts is None and not torch.compiler.is_compiling():  # a graph cannot look
+        look(module)
+    return bool(module.inverts)
 
 
 class LosslessLayerNorm(nn.LayerNorm):
@@ -106,7 +141,8 @@ class LosslessLayerNorm(nn.LayerNorm):
     for that (``in_bfloat16`` is false) the layer is then the plain one.
     """
 
-    in_bfloat16: bool
+    inverts: bool | None
+    in_bfloat16: bool | None
 
     def forward(self, input: Tensor) -> Tensor:
         coarser = input.dtype.itemsize < self.weight.dtype.itemsize and not input.is_cuda
@@ -120,6 +156,7 @@ class LosslessNorm(nn.Module):
 
     weight: nn.Parameter
     kind: NormKind
+    inverts: bool | None
     plain_class: type[nn.Module]
 
     def __getattr__(self, name: str) -> Any:
