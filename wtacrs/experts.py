@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from wtacrs.layers.expert_gate import GateFunction
 from wtacrs.sampling.groups import (
@@ -38,6 +39,7 @@ from wtacrs.swap import OwnForward, in_blocks, why_not_chosen
 
 # What ``use_experts_implementation`` says of a module.
 LAYOUT = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel")
+DRAWING = _DropoutNd, nn.RReLU  # what may be in a gate
 
 
 class SampledExperts(OwnForward):
@@ -89,18 +91,22 @@ class SampledExperts(OwnForward):
         """Whether the router's weights come before the second product, of which no gradient then
         needs the value."""
         module: Any = self.module
-        return not module.has_post_expert_norm and not self._learns_to_gate()
+        return not module.has_post_expert_norm and self._repeats()
 
-    def _learns_to_gate(self) -> bool:
-        inside = [m for name, m in self.module.named_children() if name != "post_expert_norm"]
-        return any(p.requires_grad for m in inside for p in m.parameters())
+    def _repeats(self) -> bool:
+        """Whether the gate can be computed again by itself: it learns nothing and draws nothing."""
+        module: Any = self.module
+        products = {own for name in projections(module) for own in (name, f"{name}_bias")}
+        inside = [m for name, m in module.named_children() if name != "post_expert_norm"]
+        own = [p for name, p in module.named_parameters(recurse=False) if name not in products]
+        own += [p for child in inside for p in child.parameters()]
+        draws = any(isinstance(m, DRAWING) for child in inside for m in child.modules())
+        return not draws and not any(p.requires_grad for p in own)
 
     def _gated(self, y: Tensor, share: Tensor | None) -> Tensor:
         module: Any = self.module
         gate = module._apply_gate if module.has_gate else module.act_fn
-        if self._learns_to_gate():
-            return gate(y)
-        return GateFunction.apply(y, share, gate)
+        return GateFunction.apply(y, share, gate) if self._repeats() else gate(y)
 
     def _samples(self, module: Any, s: int) -> bool:
         if not (module.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():

@@ -16,7 +16,7 @@ class GateFunction(torch.autograd.Function):
     """``gate`` of the rows of y (s, f), times the router's ``share`` (s,) of them if there is one:
     (s, w). Keeps these two, and computes the gate again in the backward pass, some rows at a time.
 
-    ``gate`` takes each row by itself and learns nothing.
+    ``gate`` takes each row by itself, learns nothing and draws nothing.
     """
 
     @staticmethod
@@ -50,7 +50,7 @@ class GateFunction(torch.autograd.Function):
             if dshare is not None:
                 dshare[part] = (given * h.detach()).sum(-1, dtype=dshare.dtype)
             if share is not None:
-                given = (given * share[part, None]).to(h.dtype)
+                given = given * share[part, None]
             (dy[part],) = torch.autograd.grad(h, rows, given)
         return dy, dshare, None
 
