@@ -1,5 +1,7 @@
 """Gated feed-forwards: exact, two tensors kept, found by their parts and proven."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -71,18 +73,34 @@ def test_found_and_exact(make):
     assert "forward" not in module.__dict__
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        lambda u, v: u + torch.sigmoid(v),
-        lambda u, v: u * torch.tanh(v),  # another function than its activation
-        lambda u, v: (u * torch.sigmoid(v)).flip(-1),
-        lambda u, v: u * torch.sigmoid(v).detach(),
-    ],
-)
-@pytest.mark.parametrize("make", [Swapped, Fused])
-def test_what_does_something_else_is_left(make, form):
-    model = in_a_block(make(form))
+FORMS = [
+    lambda u, v: u + torch.sigmoid(v),
+    lambda u, v: u * torch.tanh(v),  # another function than its activation
+    lambda u, v: (u * torch.sigmoid(v)).flip(-1),
+    lambda u, v: u * torch.sigmoid(v).detach(),
+]
+
+
+def bilinear():
+    """Its activation gives back its input, a view of what one layer gives."""
+    fused = Fused()
+    fused.act, fused.form = nn.Identity(), lambda v, u: fused.act(v) * u
+    return fused
+
+
+def in_place():
+    """Its activation overwrites its input."""
+    swapped = Swapped()
+    swapped.act, swapped.form = nn.SiLU(inplace=True), lambda u, v: u * swapped.act(v)
+    return swapped
+
+
+others = [partial(make, form) for make in (Swapped, Fused) for form in FORMS]
+
+
+@pytest.mark.parametrize("make", [*others, bilinear, in_place])
+def test_what_does_something_else_is_left(make):
+    model = in_a_block(make())
     assert gate_(model) == []
 
 
