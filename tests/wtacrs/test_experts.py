@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.wtacrs import zoo
 from wtacrs import MemoryConfig, SamplingConfig, apply_
-from wtacrs.layers import expert_gate
+from wtacrs.layers import feed_forward
 from wtacrs.measure.step import SavedBytes
 
 MIXTURES = ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3")
@@ -39,7 +39,7 @@ def sampled(model, memory="linear", **sampling):
 @pytest.fixture
 def small_parts(monkeypatch):
     """Gates are computed again a row or two at a time."""
-    monkeypatch.setattr(expert_gate, "PART_BYTES", 256)
+    monkeypatch.setattr(feed_forward, "PART_BYTES", 256)
 
 
 @pytest.mark.usefixtures("small_parts")

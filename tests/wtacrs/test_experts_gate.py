@@ -12,7 +12,7 @@ from torch.nn.functional import silu
 
 from tests.wtacrs import zoo
 from tests.wtacrs.experts import experts_of, sampled, step
-from wtacrs.layers import expert_gate
+from wtacrs.layers import feed_forward
 from wtacrs.layers.expert_gate import GateFunction
 from wtacrs.passes import part_of
 
@@ -78,7 +78,7 @@ def gate(y):
 @pytest.mark.parametrize("weighs", [True, False])
 def test_a_gate_by_itself(dtype, weighs, monkeypatch):
     """Some rows at a time, and bit for bit, with the router's weights in float32."""
-    monkeypatch.setattr(expert_gate, "PART_BYTES", 64)
+    monkeypatch.setattr(feed_forward, "PART_BYTES", 64)
     y = torch.randn(7, 8).to(dtype).requires_grad_()
     share = torch.rand(7, requires_grad=True)
     dh = torch.randn(7, 4).to(dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wtacrs.autograd import first_order
-from wtacrs.layers.feed_forward import PART_BYTES, PARTS
+from wtacrs.layers.feed_forward import part_count
 
 
 class GateFunction(torch.autograd.Function):
@@ -56,6 +56,5 @@ class GateFunction(torch.autograd.Function):
 
 
 def _parts(y: Tensor) -> list[slice]:
-    count = min(PARTS, max(1, y.nbytes // PART_BYTES))
-    rows = max(1, -(-len(y) // count))
+    rows = max(1, -(-len(y) // part_count(y.nbytes)))
     return [slice(start, start + rows) for start in range(0, max(1, len(y)), rows)]

@@ -98,6 +98,11 @@ def _sum(total: Tensor | None, more: Tensor | None) -> Tensor | None:
     return more if total is None else total if more is None else total.add_(more)
 
 
+def part_count(size: int, least: int = 1) -> int:
+    """The number of parts for an intermediate of ``size`` bytes."""
+    return min(PARTS, max(least, size // PART_BYTES))
+
+
 def parts_of(x: Tensor, count: int) -> tuple[Tensor, ...]:
     """Views of ``x`` (..., i), each (b, t, i): whole samples as long as there are enough."""
     if x.dim() == 3 and x.shape[0] >= count:
@@ -182,7 +187,7 @@ class ChunkedForward(OwnForward):
         """The number of parts for ``x``."""
         size = x.shape[:-1].numel() * self.width * x.element_size()
         few = min(FEW_PARTS, size // WORTH_BYTES)
-        return min(PARTS, max(self.least_parts, few, size // PART_BYTES))
+        return part_count(size, max(self.least_parts, few))
 
     @contextmanager
     def second_pass(self, memo: Memo) -> Iterator[None]:
