@@ -7,33 +7,16 @@ import copy
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.wtacrs import zoo
+from tests.wtacrs.experts import BUDGET, MIXTURES, sampled, step
 from wtacrs import MemoryConfig, SamplingConfig, apply_
 from wtacrs.layers import feed_forward
-from wtacrs.measure.step import SavedBytes
-
-MIXTURES = ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3")
-BUDGET = 0.3
 
 
 @pytest.fixture(autouse=True)
 def quiet():
     zoo.quiet()
-
-
-def step(model, given):
-    model.zero_grad()
-    loss = model(**given).loss
-    loss.backward()
-    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-
-
-def sampled(model, memory="linear", **sampling):
-    """Experts, and a layer beside, for there is none without."""
-    include = sampling.pop("include", ["*.experts.*", "*.o_proj"])
-    return apply_(model, memory, budget=BUDGET, include=include, **sampling)
 
 
 @pytest.fixture
@@ -112,46 +95,6 @@ def test_a_model_of_experts_alone():
     assert not model._forward_hooks
 
 
-@pytest.mark.parametrize("name", MIXTURES)
-def test_the_second_product_is_not_computed_again(name):
-    """Its value no gradient needs, unless shared experts come after it."""
-    model, given = zoo.make(name), zoo.batch(name)
-    expected = step(model, given)[1]
-    handle = sampled(model, "leanest", include=["*.experts.*"])
-    with Products() as products:
-        found = step(model, given)[1]
-    for key in expected.keys() - {*handle.sampler.experts}:
-        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-6)
-    # Of a layer: two products, their two gradients each; and again the first one.
-    again = 2 if name in ("deepseek_v3", "qwen2_moe") else 1
-    assert products.count == (2 + 4 + again) * len(handle.sampler.experts) / 2
-
-
-class Products(TorchDispatchMode):
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.wtacrs.grouped_product.default
-        return func(*args, **(kwargs or {}))
-
-
-def test_what_experts_keep():
-    """Of rows (s, .) the gate's and the up projection's output, the sampled rows and the router's
-    weight; no activation, and no output of the second product."""
-    model = zoo.make("mixtral")
-    sampled(model, include=["*.experts.*"])
-    experts, generator = model.model.layers[0].mlp.experts, torch.Generator().manual_seed(0)
-    x = torch.randn(60, 16, generator=generator, requires_grad=True)
-    index = torch.rand(60, 4, generator=generator).topk(2).indices
-    weights = torch.rand(60, 2, generator=generator, requires_grad=True)
-    with SavedBytes(model) as saved:
-        experts(x, index, weights)
-    s, k, w = 120, 36, 32
-    picked = k * (16 + w) * 4 + 2 * k * (8 + 4) + 2 * 4 * 4  # rows, their places, where they end
-    places = 2 * s * 8 + s * 8 + 4 * 4  # token and order, expert, where they end
-    assert saved.bytes == pytest.approx(s * 2 * w * 4 + s * 4 + picked + places, abs=s * 8)
-
-
 def test_what_is_not_chosen_is_exact():
     """One of the two products alone, and one that is frozen."""
     model, given = zoo.make("mixtral"), zoo.batch("mixtral")
@@ -187,25 +130,6 @@ def test_experts_that_hold_no_plain_parameters_are_left():
     assert reason.startswith("experts whose weights are no plain 3-D parameters")
 
 
-def test_picked_late_where_the_tokens_are_there():
-    """Under recomputation both products; else the first one, of tokens that a norm keeps or that
-    are no more than the rows that it would keep."""
-    given, names = zoo.batch("mixtral"), ("gate_up_proj", "down_proj")
-    config = SamplingConfig("wtacrs", budget=BUDGET)
-    many = SamplingConfig("wtacrs", budget=0.5)  # of twice as many rows as tokens
-    for memory, late in (
-        (MemoryConfig(sampling=config), ()),
-        (MemoryConfig(sampling=many), names[:1]),
-        (MemoryConfig(sampling=config, lossless=("norm",)), names[:1]),
-        (MemoryConfig(sampling=config, recompute="block"), names),
-    ):
-        model = zoo.make("mixtral")
-        sampler = apply_(model, memory).sampler
-        step(model, given)
-        found = {name.rpartition(".")[2] for name in sampler.late if "experts" in name}
-        assert found == {*late}
-
-
 def test_a_copy_trains_as_the_model_does():
     model, given = zoo.make("gpt_oss"), zoo.batch("gpt_oss")
     handle = sampled(model)
@@ -229,17 +153,6 @@ def test_a_resumed_run_draws_the_same():
     handle.load_state_dict(state)
     found = step(model, given)[1]
     assert all(torch.equal(found[key], gradient) for key, gradient in expected.items())
-
-
-def test_a_plan_says_that_the_experts_keep_less():
-    """On fake tensors, whose sizes alone are known, in any dtype that the plain ones take."""
-    model, given = zoo.make("qwen3_moe"), zoo.batch("qwen3_moe")
-    model.set_experts_implementation("batched_mm")  # torch plans its grouped product in bfloat16
-    handle = sampled(model)
-    with_experts = handle.report(given).now.saved_bytes
-    handle.undo()
-    without = sampled(model, include=["*.o_proj"]).report(given).now.saved_bytes
-    assert with_experts < without
 
 
 @pytest.mark.parametrize("preset", ["linear", "leanest"])
@@ -284,12 +197,3 @@ def test_evaluation_and_generation_are_bit_for_bit(name):
     assert handle.sampler.rows_seen == 0  # equal bits may be luck
     step(model.train(), given)
     assert handle.sampler.rows_seen > 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_report_of_a_step(dtype):
-    """On fake tensors, on which torch's grouped product takes bfloat16 alone."""
-    model, given = zoo.make("mixtral").to(dtype), zoo.batch("mixtral")
-    text = str(sampled(model).report(given))
-    assert "sampled experts" in text
-    assert "peak bytes" in text
