@@ -1,4 +1,4 @@
-"""Training: a resumed run is the same run; batches; the settings."""
+"""Training: a resumed run is the same run, and checkpoints are whole or set aside."""
 
 import shutil
 import signal
@@ -12,7 +12,6 @@ from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.record import RunRecord
 from wtacrs_experiments.run import checkpoints, measure, runner
 from wtacrs_experiments.run.interruption import SIGNALS, Interruption
-from wtacrs_experiments.run.training import training_arguments
 
 # Three steps an epoch, two epochs; dropout draws from the global generator, wtacrs from its own.
 RESUMED = (
@@ -218,37 +217,3 @@ def test_a_signal_leaves_a_checkpoint_after_its_step(train, tmp_path):
         assert left == [f"checkpoint-{step + 1}"], name
     resumed, after, _ = train(*one)
     assert (after, resumed.metrics) == (losses[5:], whole.metrics)
-
-
-@pytest.mark.parametrize(
-    ("override", "name", "value"),
-    [
-        ("training.epochs=7", "num_train_epochs", 7),
-        ("training.max_steps=9", "max_steps", 9),
-        ("training.batch_size=5", "per_device_train_batch_size", 5),
-        ("training.eval_batch_size=6", "per_device_eval_batch_size", 6),
-        ("training.learning_rate=0.5", "learning_rate", 0.5),
-        ("training.weight_decay=0.25", "weight_decay", 0.25),
-        ("training.warmup_ratio=0.2", "warmup_steps", 0.2),
-        ("training.warmup_steps=7", "warmup_steps", 7),
-        ("training.gradient_accumulation_steps=3", "gradient_accumulation_steps", 3),
-        ("training.optimizer=adafactor", "optim", "adafactor"),
-        ("training.device=auto", "optim", "adamw_torch_fused"),
-        ("training.max_grad_norm=3", "max_grad_norm", 3),
-        ("training.precision=bf16-autocast", "bf16", True),
-        ("training.precision=bf16", "bf16", False),
-        ("training.device=cpu", "use_cpu", True),
-        ("training.checkpoint_steps=3", "save_steps", 3),
-        ("training.checkpoint_steps=0", "save_strategy", "no"),
-        ("seed=5", "seed", 5),
-        ("seed=5", "data_seed", 5),
-        ("logging=none", "report_to", []),
-    ],
-)
-def test_training_arguments(override, name, value, make_config, tmp_path):
-    assert getattr(training_arguments(make_config(override), tmp_path), name) == value
-
-
-def test_warmup_is_a_share_of_the_steps(make_config, tmp_path):
-    config = make_config("training.warmup_ratio=0.25")
-    assert training_arguments(config, tmp_path).get_warmup_steps(100) == 25
