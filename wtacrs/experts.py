@@ -11,9 +11,9 @@ the backward pass anyway or are fewer than the rows that it would keep; its rows
 late. Else both are picked early, by ||X_n|| and the router's weight of the row, which is a factor
 of dY_n: no history is kept of rows that change their expert from step to step.
 
-With the router's weight a, for a ((act(g) * u) W^T) is computed (a act(g) * u) W^T, if nothing
-comes between. Then of the second product's output no gradient needs the value, and beside sampled
-rows g, u and a alone are kept.
+With the router's weight a, for a ((act(g) * u) W^T) is computed (a act(g) * u) W^T, if no norm
+comes between and the gate neither learns nor draws. Then of the second product's output no gradient
+needs the value, and beside sampled rows g, u and a alone are kept.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class SampledExperts(OwnForward):
     """The ``forward`` of a module of experts that samples their inputs while it trains.
 
     In eval mode, without grad, in a compiled graph, where experts are on several devices, and where
-    all rows would be kept, it is the plain one.
+    all rows would be kept, it is the plain one. Unless the gate learns or draws, it is computed
+    again in the backward pass, some rows at a time: forward hooks of its ``act_fn`` run again, too.
 
     Args:
         module: the experts.

@@ -52,8 +52,8 @@ def check_untouched(model: nn.Module, config: MemoryConfig) -> None:
     absent = [name for name, p in model.named_parameters() if p.is_meta]
     if 0 < len(absent) < len([*model.parameters()]):  # wholly so is a model that is yet to be made
         raise ValueError(
-            f"{len(absent)} weights of this {type(model).__name__} are not in memory: {absent[0]}, "
-            "say, is on disk or on the meta device; load the model whole, without an offload folder"
+            f"{len(absent)} weights of this {type(model).__name__} have no values: {absent[0]}, "
+            "say, is on the meta device; load the model whole, without offloading (device_map)"
         )
     touched = sorted({type(m).__name__ for m in model.modules() if is_swapped(m)})
     if touched or is_read(model):

@@ -52,7 +52,11 @@ def turn_linears_(
     num_samples: int | None = None,
     max_tokens: int | None = None,
 ) -> Sampler:
-    """``sample_linears_``, but there may be none that matches, where experts do."""
+    """``sample_linears_``, but there may be none that matches, where experts do.
+
+    It attaches hooks to ``model``, which the caller must undo if nothing is sampled in the end:
+    by ``check_matches``, or ``sampler.unfollow()``.
+    """
     chosen, skipped = _choose(model, config)
     sampler = Sampler(config, [*chosen], skipped, num_samples, max_tokens)
     for name, layer in chosen.items():

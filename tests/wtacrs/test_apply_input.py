@@ -39,12 +39,12 @@ def test_a_report_of_a_batch_without_labels():
         handle.report(batch)
 
 
-def test_a_model_that_is_half_on_disk():
-    """As accelerate leaves it: its weights on the meta device, read when a layer is called."""
+def test_a_model_that_is_half_offloaded():
+    """As accelerate leaves it: its weights on the meta device, brought when a layer is called."""
     model = tiny_llama()
     model.model.layers[1].mlp.to("meta")
     before = {name: type(module) for name, module in model.named_modules()}
-    with pytest.raises(ValueError, match=r"3 weights of this LlamaForCausalLM are not in memory"):
+    with pytest.raises(ValueError, match=r"3 weights of .*ForCausalLM .* without offloading"):
         apply_(model, "lean")
     assert {name: type(module) for name, module in model.named_modules()} == before
 
