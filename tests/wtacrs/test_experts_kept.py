@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.wtacrs import zoo
+from tests.wtacrs.calls import Calls
 from tests.wtacrs.experts import BUDGET, MIXTURES, sampled, step
 from wtacrs import MemoryConfig, SamplingConfig, apply_
 from wtacrs.measure.step import SavedBytes
@@ -16,21 +16,13 @@ def test_the_second_product_is_not_computed_again(name):
     model, given = zoo.make(name), zoo.batch(name)
     expected = step(model, given)[1]
     handle = sampled(model, "leanest", include=["*.experts.*"])
-    with Products() as products:
+    with Calls([torch.ops.wtacrs.grouped_product]) as products:
         found = step(model, given)[1]
     for key in expected.keys() - {*handle.sampler.experts}:
         torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-6)
     # Of a layer: two products, their two gradients each; and again the first one.
     again = 2 if name in ("deepseek_v3", "qwen2_moe") else 1
     assert products.count == (2 + 4 + again) * len(handle.sampler.experts) / 2
-
-
-class Products(TorchDispatchMode):
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.wtacrs.grouped_product.default
-        return func(*args, **(kwargs or {}))
 
 
 def test_what_experts_keep():

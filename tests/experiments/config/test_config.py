@@ -245,7 +245,6 @@ def test_modes():
 def test_a_folder_of_ones_own_has_choices(tmp_path):
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "mine.yaml").touch()
-    given = ["--config-dir", str(tmp_path), "task=mine"]
-    assert command(given) == ("train", given)
+    assert command(given := ["--config-dir", str(tmp_path), "task=mine"]) == ("train", given)
     with pytest.raises(UserError, match="there is no 'task/mine'"):
         command(given[2:])

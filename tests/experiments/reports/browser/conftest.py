@@ -15,7 +15,7 @@ CENTRED = ROOT / "results" / "centred"
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """Published records, one that failed, one of others with markup in its file name, and no record."""
+    """Published records, a failed one, one of others with markup in its file name; no record."""
     folder = tmp_path_factory.mktemp("page") / "runs"
     shutil.copytree(CENTRED, folder, ignore=lambda _, names: [n for n in names if "-s2-" in n])
     content = json.loads(min(CENTRED.glob("*-full-full-*")).read_text())
