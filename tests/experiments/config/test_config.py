@@ -28,9 +28,8 @@ from wtacrs_experiments.plan.grid import settings
 from wtacrs_experiments.records.record import config_hash, record_path
 from wtacrs_experiments.run import metrics
 
-RUNS = [*(ROOT / "results" / "ablation").glob("*.json")]
-RUNS += [*(ROOT / "results" / "centred").glob("*.json")]
-RUNS += [*(ROOT / "results" / "variance").glob("*.json")]
+OF_RUNS = ("ablation", "centred", "variance")
+RUNS = [path for name in OF_RUNS for path in (ROOT / "results" / name).glob("*.json")]
 PLANS = [*(ROOT / "results" / "plan").glob("*-*-*.json")]  # an index has one dash
 
 
@@ -229,8 +228,8 @@ def test_grid():
 def test_key_of_a_mapping_needs_no_plus():
     added = ["model.config.hidden_size=8", "+model.config.hidden_size=8"]
     assert check_arguments(RunConfig, added, sweeps=False) == ["++model.config.hidden_size=8"] * 2
-    config = compose(RunConfig, ["model=minilm", "tuning=lora", "tuning.targets.gpt2=[c_attn]"])
-    assert config.tuning.targets["gpt2"] == ("c_attn",)
+    given = ["model=minilm", "tuning=lora", "tuning.targets.gpt2=[c_attn]"]
+    assert compose(RunConfig, given).tuning.targets["gpt2"] == ("c_attn",)
 
 
 def test_modes():
@@ -243,8 +242,8 @@ def test_modes():
 
 
 def test_a_folder_of_ones_own_has_choices(tmp_path):
-    (tmp_path / "task").mkdir()
-    (tmp_path / "task/mine.yaml").touch()
+    (folder := tmp_path / "task").mkdir()
+    (folder / "mine.yaml").touch()
     given = ["--config-dir", str(tmp_path), "task=mine"]
     assert command(given) == ("train", given)
     with pytest.raises(UserError, match="there is no 'task/mine'"):
