@@ -21,8 +21,8 @@ def paired_to_full(runs: pd.DataFrame, group: list[str], keys: list[str]) -> pd.
     """Columns ``keys``, pairs, difference, difference_low, difference_high and against_full.
 
     against_full is "worse" or "better" where the interval lies on one side of 0 (less
-    perplexity is better), "equal" where 0 is in it. With fewer than two pairs, and for the plain
-    full itself, all but pairs is missing.
+    perplexity is better), "not told apart" where 0 is in it. With fewer than two pairs, and for the
+    plain full itself, all but pairs is missing.
 
     Args:
         runs: a row a run, as ``wtacrs_experiments.reports.runs.load_runs`` gives it.
@@ -42,7 +42,7 @@ def paired_to_full(runs: pd.DataFrame, group: list[str], keys: list[str]) -> pd.
     half = t.ppf((1 + LEVEL) / 2, pairs.clip(lower=2) - 1) * std / np.sqrt(pairs.clip(lower=1))
     low, high = mean - half, mean + half
     losses = found.index.get_level_values("metric").isin(LOWER_IS_BETTER)
-    words = pd.Series("equal", found.index)
+    words = pd.Series("not told apart", found.index)
     words = words.mask((low > 0) & ~losses | (high < 0) & losses, "better")
     words = words.mask((high < 0) & ~losses | (low > 0) & losses, "worse")
     return pd.DataFrame(

@@ -51,7 +51,7 @@ def found(folder):
 
 
 @pytest.mark.parametrize(
-    ("shift", "word"), [(0, "equal"), (-0.009, "equal"), (-0.01, "worse"), (0.15, "better")]
+    ("shift", "word"), [(0, "not told apart"), (-0.009, "not told apart"), (-0.01, "worse"), (0.15, "better")]
 )
 def test_interval_and_word(shift, word, folder, full, add, found):
     add([score + shift for score in NEAR])
@@ -112,20 +112,20 @@ def test_full_is_not_held_against_itself_but_its_presets_are(folder, full, add):
     add(FULL, "estimator=full", "budget=1.0", "memory=lean")
     text = display(aggregate(load_runs(folder))).set_index("memory")
     assert (text["against full"]["plain"], text["score − full [95 %]"]["plain"]) == ("–", "–")
-    assert text["against full"]["lean"] == "equal"
+    assert text["against full"]["lean"] == "not told apart"
 
 
 def test_files_have_the_difference(folder, full, add, tmp_path):
     add(NEAR)
     write_tables(folder, tmp_path / "t")
-    assert "-6.7 [-14.3, +0.9] | equal " in (tmp_path / "t.md").read_text()
+    assert "-6.7 [-14.3, +0.9] | not told apart " in (tmp_path / "t.md").read_text()
     table = pd.read_csv(tmp_path / "t.csv").set_index("estimator")
     assert table["difference_low"]["wtacrs"] == pytest.approx(-1 / 15 - HALF, abs=1e-6)
-    assert (table["against_full"]["wtacrs"], table["pairs"]["wtacrs"]) == ("equal", 3)
+    assert (table["against_full"]["wtacrs"], table["pairs"]["wtacrs"]) == ("not told apart", 3)
 
 
 @pytest.mark.parametrize(
-    ("shift", "word"), [(0, "equal"), (-0.009, "equal"), (-0.01, "better"), (0.15, "worse")]
+    ("shift", "word"), [(0, "not told apart"), (-0.009, "not told apart"), (-0.01, "better"), (0.15, "worse")]
 )
 def test_of_perplexity_less_is_better(shift, word, folder, full, add, found):
     add([score + shift for score in NEAR])
