@@ -51,7 +51,8 @@ def found(folder):
 
 
 @pytest.mark.parametrize(
-    ("shift", "word"), [(0, "not told apart"), (-0.009, "not told apart"), (-0.01, "worse"), (0.15, "better")]
+    ("shift", "word"),
+    [(0, "not told apart"), (-0.009, "not told apart"), (-0.01, "worse"), (0.15, "better")],
 )
 def test_interval_and_word(shift, word, folder, full, add, found):
     add([score + shift for score in NEAR])
@@ -125,7 +126,8 @@ def test_files_have_the_difference(folder, full, add, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shift", "word"), [(0, "not told apart"), (-0.009, "not told apart"), (-0.01, "better"), (0.15, "worse")]
+    ("shift", "word"),
+    [(0, "not told apart"), (-0.009, "not told apart"), (-0.01, "better"), (0.15, "worse")],
 )
 def test_of_perplexity_less_is_better(shift, word, folder, full, add, found):
     add([score + shift for score in NEAR])
