@@ -12,10 +12,10 @@ from transformers import Trainer, TrainerCallback
 from wtacrs_experiments.config import RunConfig
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.record import RunRecord
+from wtacrs_experiments.run import training
 from wtacrs_experiments.run.batch_facts import BatchFacts
 from wtacrs_experiments.run.metrics import Diverged
 from wtacrs_experiments.run.ranks import any_of
-from wtacrs_experiments.run.training import describe_metrics
 
 
 class Divergence(TrainerCallback):
@@ -48,7 +48,7 @@ def train(
         trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     except Diverged as error:
         with suppress(UserError):  # nothing was evaluated before
-            record.metrics = describe_metrics(config, trainer, facts)
+            record.metrics = training.describe_metrics(config, trainer, facts)
         remedy = "lower training.learning_rate or raise the budget"
         raise Diverged(f"diverged at step {trainer.state.global_step}: {error}; {remedy}") from None
-    return describe_metrics(config, trainer, facts)
+    return training.describe_metrics(config, trainer, facts)
