@@ -123,6 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="those of the command")
     options = parser.parse_args(arguments)
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # plugins lie there, as for python run.py
     return COMMANDS[options.command][0](options.arguments)
 
 

@@ -38,7 +38,7 @@ def wtacrs(installed):
 
     def run(*arguments):
         done = subprocess.run(
-            [sys.executable, "-m", "wtacrs_experiments.cli", *arguments],
+            [sys.executable, "-P", "-m", "wtacrs_experiments.cli", *arguments],
             **{"cwd": installed.parent, "capture_output": True, "text": True},
             env={**os.environ, "PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"},
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from wtacrs_experiments.config import RunConfig, TaskConfig
 from wtacrs_experiments.config.known import ESTIMATORS
 
 DIGITS = 16
+_sums: dict[tuple[str, ...], str] = {}  # of plugins, as this process found them
 SETTLED_NS = 2 * 10**9  # a file that changed later may change again without a new time
 
 
@@ -31,7 +33,7 @@ def identified(config: RunConfig) -> RunConfig:
         task = replace(task, data_sha256=found)
     probed = [method.partition("/")[0] for method in measure.methods or ()]
     if {estimator.name, *probed} - {*ESTIMATORS}:
-        code = code_sum(config.plugins)
+        code = code_sum(tuple(config.plugins))
         if estimator.name not in ESTIMATORS:
             estimator = replace(estimator, code_sha256=code)
         if {*probed} - {*ESTIMATORS}:
@@ -50,13 +52,19 @@ def data_sum(task: TaskConfig) -> str | None:
         return None
 
 
-def code_sum(modules: Iterable[str]) -> str | None:
-    """The sum of the Python files of ``modules``, of a package all; None if one is not found."""
-    sums = []
+def code_sum(modules: tuple[str, ...]) -> str | None:
+    """The sum of the Python files of ``modules``, of a package all; None if one is not found.
+
+    What they import from elsewhere does not count. Of modules that this process has imported it is
+    the sum of before: an edit since does not run here.
+    """
+    if modules in _sums and all(module in sys.modules for module in modules):
+        return _sums[modules]
+    sums: list[str] = []
     for module in modules:
         try:
             spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
+        except Exception:  # whatever a parent package does; the run itself says what
             spec = None
         if spec is None or spec.origin is None:
             return None
@@ -64,7 +72,8 @@ def code_sum(modules: Iterable[str]) -> str | None:
         package = spec.submodule_search_locations is not None
         for file in sorted(origin.parent.rglob("*.py")) if package else [origin]:
             sums += [file.relative_to(origin.parent).as_posix(), file_sum(file)]
-    return _joined(sums)
+    _sums[modules] = _joined(sums)
+    return _sums[modules]
 
 
 def file_sum(path: Path) -> str:

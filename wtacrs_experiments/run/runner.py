@@ -121,8 +121,10 @@ def completed(config: RunConfig, path: Path, claim: Claim) -> RunRecord:
         finally:
             interruption.hold()
             record.provenance["seconds"] = time.perf_counter() - started
-            keep(record, path, claim)
-            tracker.finish(record)
+            try:
+                keep(record, path, claim)
+            finally:
+                tracker.finish(record)
     shutil.rmtree(folder, ignore_errors=True)
     show(record, path)
     return record

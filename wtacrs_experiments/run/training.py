@@ -150,7 +150,7 @@ def build_trainer(
         **more,
     )
     trainer.facts = next((one for one in callbacks if isinstance(one, BatchFacts)), None)
-    if config.task.source != "sft":  # a mean over rows, whatever their number in the step
+    if config.task.source != "sft":  # the mean of the batches' means
         trainer.loss_is_scaled_for_ga = False
     if isinstance(trainer, TextTrainer) and text is not None:
         trainer.text = text

@@ -1,5 +1,6 @@
 """Other data, or other code of a plugin, is another run; the data of the first records is not."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.plan import status
 from wtacrs_experiments.plan.status import asked_for
 from wtacrs_experiments.records import inputs
-from wtacrs_experiments.records.inputs import data_sum, file_sum, identified
+from wtacrs_experiments.records.inputs import code_sum, data_sum, file_sum, identified
 from wtacrs_experiments.records.record import FIRST_DATA, config_hash, record_path
 from wtacrs_experiments.run.own_task import settle
 from wtacrs_experiments.run.runner import load_plugins, run
@@ -49,6 +50,27 @@ def test_the_same_data_elsewhere_is_the_same_run(glue, tmp_path):
     there = key(moved)
     (tmp_path / "moved").rename(tmp_path / "glue")
     assert key(config) == there
+
+
+def test_an_edit_of_what_runs_already_is_not_taken_for_what_runs(tmp_path, monkeypatch):
+    """A module is imported once a process."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "edited_later.py").write_text("ONE = 1\n")
+    before = code_sum(("edited_later",))
+    (tmp_path / "edited_later.py").write_text("ONE = 2\n")
+    assert code_sum(("edited_later",)) != before
+    changed = code_sum(("edited_later",))
+    importlib.import_module("edited_later")
+    (tmp_path / "edited_later.py").write_text("ONE = 3\n")
+    assert code_sum(("edited_later",)) == changed
+
+
+def test_a_plugin_whose_package_fails_has_no_sum(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "failing").mkdir()
+    (tmp_path / "failing" / "__init__.py").write_text("undefined_name\n")
+    (tmp_path / "failing" / "mine.py").touch()
+    assert code_sum(("failing.mine",)) is None
 
 
 @pytest.mark.parametrize("name", ["train.tsv", "dev.tsv"])
