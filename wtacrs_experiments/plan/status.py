@@ -86,7 +86,7 @@ def read_sweep(folder: Path, overrides: Sequence[str] = (), folders: Sequence[Pa
 def missing(configs: list[Config], overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """Which of the runs asked for are in none of ``configs``."""
     if overrides:
-        there = {config_hash(config) for config in configs}
+        there = {config_hash(_of_one_process(config)) for config in configs}
         return [label for key, label in asked_for(overrides, folders).items() if key not in there]
     settings: dict[str, tuple[str, set[int]]] = {}
     for config in configs:
@@ -104,6 +104,12 @@ def missing(configs: list[Config], overrides: Sequence[str], folders: Sequence[P
         for seed in seeds
         if seed not in there
     ]
+
+
+def _of_one_process(config: Config) -> Config:
+    """In how many processes a run was started is no part of what is asked for."""
+    training = config.get("training", {})
+    return config | {"training": {k: v for k, v in training.items() if k != "world_size"}}
 
 
 def asked_for(overrides: Sequence[str], folders: Sequence[Path] = ()) -> dict[str, str]:

@@ -92,7 +92,7 @@ def test_runs_of_no_sweep_miss_nothing(leave, folder):
 def test_overrides_say_what_is_asked_for(leave, folder):
     leave("estimator=full", "seed=0")
     leave("seed=0", "memory=lean")
-    leave("seed=0", "budget=0.3")
+    leave("seed=0", "budget=0.3", "training.world_size=2")  # by torchrun
     leave("seed=0", "budget=0.2", "training.learning_rate=0.5")  # another setting
     grid = ("estimator=full,wtacrs", "budget=0.2,0.3", "seed=0,1")
     missing = read_sweep(folder, [*TINY, *grid]).found["missing"]
