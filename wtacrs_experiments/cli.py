@@ -35,7 +35,7 @@ def report(arguments: list[str]) -> int:
     """One page of a folder of records; of a single record, its short table."""
     if len(arguments) == 1 and arguments[0].endswith(".json"):
         return record_table(Path(arguments[0]))
-    return elsewhere("wtacrs_experiments.reports.page.__main__")(arguments)
+    return elsewhere("reports.page.__main__")(arguments)
 
 
 def record_table(path: Path) -> int:
@@ -86,28 +86,19 @@ def first_comment(file: Path) -> str:
 
 
 def elsewhere(module: str) -> Callable[[list[str]], int]:
-    """The ``main`` of a module that is imported when it is called."""
-    return lambda arguments: import_module(module).main(arguments)
+    """The ``main`` of a module of this package, which is imported when it is called."""
+    return lambda arguments: import_module(f"wtacrs_experiments.{module}").main(arguments)
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "run": (run, "train, or sweep with -m: the overrides of run.py"),
-    "plan": (
-        elsewhere("wtacrs_experiments.plan.__main__"),
-        "what a step takes, without data or GPU",
-    ),
-    "predict": (
-        elsewhere("wtacrs_experiments.run.predict"),
-        "the answers of a trained model to a file",
-    ),
-    "status": (elsewhere("wtacrs_experiments.plan.status"), "how far the sweep in a folder is"),
+    "plan": (elsewhere("plan.__main__"), "what a step takes, without data or GPU"),
+    "predict": (elsewhere("run.predict"), "the answers of a trained model to a file"),
+    "status": (elsewhere("plan.status"), "how far the sweep in a folder is"),
     "report": (report, "a folder of runs -> one page; one record -> its short table"),
-    "table": (elsewhere("wtacrs_experiments.reports.tables"), "records of runs -> a table"),
-    "figure": (elsewhere("wtacrs_experiments.reports.figures"), "records -> a figure"),
-    "audit": (
-        elsewhere("wtacrs_experiments.reports.audit"),
-        "check published records, tables, figures",
-    ),
+    "table": (elsewhere("reports.tables"), "records of runs -> a table"),
+    "figure": (elsewhere("reports.figures"), "records -> a figure"),
+    "audit": (elsewhere("reports.audit"), "check published records, tables, figures"),
     "completion": (completion, 'shell completion: eval "$(wtacrs completion)"'),
     "ls": (ls, "models, tasks, tunings, estimators, presets, experiments"),
 }

@@ -89,14 +89,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("-m", "--multirun", action="store_true", help="a grid, even of one point")
     parser.add_argument(
-        "-cd", "--config-dir", type=Path, help="a folder beside conf/, as run has it"
+        "-cd",
+        "--config-dir",
+        type=Path,
+        action="append",
+        default=[],
+        help="a folder beside conf/, as run has it",
     )
     parser.add_argument("overrides", nargs="*", help="model=t5_base memory=lean budget=0.3 ...")
     options = parser.parse_intermixed_args(arguments)
     results = {}
     with redirect_stdout(sys.stderr):  # what is printed on the way is none of the result
-        folders = [options.config_dir] if options.config_dir else []
-        points = settings(options.overrides, folders)
+        points = settings(options.overrides, options.config_dir)
         from wtacrs_experiments.plan.search import plan  # not before: it loads torch
 
         is_grid = options.multirun or "" not in points

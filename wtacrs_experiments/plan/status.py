@@ -138,12 +138,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*", help="as given to run.py -m, say seed=0,1,2")
     parser.add_argument(
-        "-cd", "--config-dir", type=Path, help="a folder beside conf/, as run has it"
+        "-cd",
+        "--config-dir",
+        type=Path,
+        action="append",
+        default=[],
+        help="a folder beside conf/, as run has it",
     )
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
-    folders = [options.config_dir] if options.config_dir else []
-    sweep = read_sweep(options.folder, options.overrides, folders)
+    sweep = read_sweep(options.folder, options.overrides, options.config_dir)
     print(
         ", ".join(f"{len(names)} {state.replace('_', ' ')}" for state, names in sweep.found.items())
     )
