@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
+def storage_of(tensor: Tensor) -> torch.UntypedStorage:
+    """A tensor's storage; of a sharded one (DTensor), whose own claims the whole, this process's
+    shard's."""
+    return getattr(tensor, "_local_tensor", tensor).untyped_storage()
+
+
 def storage_key(tensor: Tensor) -> int:
     """What tells a tensor's storage from others; data_ptr would be 0 for every fake one."""
-    return int(tensor.untyped_storage()._cdata)
+    return int(storage_of(tensor)._cdata)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -27,7 +33,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the distinct storages behind ``tensors``."""
-    return sum({storage_key(t): t.untyped_storage().nbytes() for t in tensors}.values())
+    return sum({storage_key(t): storage_of(t).nbytes() for t in tensors}.values())
 
 
 class _Followed(weakref.ref[torch.UntypedStorage]):
@@ -89,7 +95,7 @@ class StorageTracker(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         for tensor in _tensors(out):
-            storage = tensor.untyped_storage()
+            storage = storage_of(tensor)
             entry = self._followed.get(storage._cdata)
             if entry is not None:
                 if entry.size != storage.nbytes():
@@ -103,7 +109,7 @@ class StorageTracker(TorchDispatchMode):
         """Count the storage of ``tensor``, which ``func`` made; None: it was there before."""
         if self._device is not None and tensor.device.type != self._device.type:
             return
-        storage = tensor.untyped_storage()
+        storage = storage_of(tensor)
         entry = _Followed(storage, self._release)
         self._last += 1
         entry.key, entry.number, entry.size = storage._cdata, self._last, 0
@@ -143,7 +149,7 @@ class SavedBytes:
         return sum(storage.nbytes() for storage in self._alive)
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
+        storage = storage_of(tensor)
         if storage_key(tensor) not in self._seen:
             self._seen.add(storage_key(tensor))
             self._alive.append(storage)

@@ -112,10 +112,11 @@ class Checkpoints(TrainerCallback):
 
 def seal(path: Path) -> None:
     """Say of the checkpoint ``path`` that it is whole, once all of it has reached the disk."""
-    files = {file.name: _fingerprint(file) for file in sorted(path.iterdir())}
+    inside = sorted(path.rglob("*"))  # FSDP's shards lie in folders
+    files = {str(one.relative_to(path)): _fingerprint(one) for one in inside if one.is_file()}
     files.pop(MANIFEST, None)
-    for name in files:
-        _sync(path / name)
+    for one in inside:
+        _sync(one)
     part = path / f"{MANIFEST}.part"
     part.write_text(json.dumps(files, indent=2) + "\n")
     _sync(part)

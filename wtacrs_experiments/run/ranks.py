@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedType,
+    broadcast_object_list,
+    gather_object,
+    parse_flag_from_env,
+)
 
 from wtacrs_experiments.config import RunConfig, as_record
 from wtacrs_experiments.errors import UserError
@@ -39,11 +44,12 @@ def join(config: RunConfig) -> None:
         return
     if config.measure.alone or config.measure.probe_steps is not None:
         raise UserError("mode=measure and measure=variance run in one process, without torchrun")
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.cuda.is_available():
-        raise UserError("accelerate shards (FSDP) on accelerators only; here it would be plain DDP")
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and config.saves_model:
-        raise UserError("a sharded model is not saved; training.save_model=false, or DDP")
-    PartialState(cpu=config.training.device == "cpu" or not torch.cuda.is_available())
+    state = PartialState(cpu=config.training.device == "cpu" or not torch.cuda.is_available())
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        if state.distributed_type == DistributedType.MULTI_CPU:
+            raise UserError("accelerate shards (FSDP) on accelerators only; here it would be DDP")
+        if config.saves_model:
+            raise UserError("a sharded model is not saved; training.save_model=false, or DDP")
     configs = gather([as_record(config)])
     if any(other != configs[0] for other in configs):
         keys = [

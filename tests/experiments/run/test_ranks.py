@@ -17,17 +17,34 @@ from wtacrs_experiments.records.record import read_record
 GIVEN = ("task=digits", "model=digits_tiny", "training.batch_size=8", "training.device=cpu")
 STEPS = ("training.max_steps=12", "measure.warmup_steps=1")
 BY_LENGTH = ("training.group_by_length=true", "task.max_train_rows=64")  # 8 steps an epoch
-# A run that says which step it has done, in the first process, and takes its time.
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node")
+FSDP = ("accelerate.commands.launch", "--use_fsdp", "--fsdp_version=2")
+WRAP = ("--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP",)
+FSDP = (*FSDP, *WRAP, "--fsdp_transformer_layer_cls_to_wrap=BertLayer", "--num_processes")
+# A run that says which step it has done, in the first process, and takes its time. AS_ON_GPUS:
+# accelerate, which shards on accelerators only, takes two CPU processes for such.
 SLOW = """
-import os, sys, time
+import os, signal, sys, time
 sys.argv[1:1] = eval(os.environ.get("OF_RANK", "{}")).get(os.environ["RANK"], [])
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 import run
-step = Trainer.training_step
+init, step = PartialState.__init__, Trainer.training_step
+def as_on_gpus(self, *args, **kwargs):
+    init(self, *args, **kwargs)
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_GPU
+if "AS_ON_GPUS" in os.environ:
+    PartialState.__init__ = as_on_gpus
 def slow(self, *args, **kwargs):
     loss = step(self, *args, **kwargs)
     if os.environ["RANK"] == "0":
-        print("step", self.state.global_step, flush=True)
+        sharded = sum(isinstance(p, DTensor) for p in self.model.parameters())
+        print("step", self.state.global_step, f"{sharded} sharded", flush=True)
+    if str(self.state.global_step) == os.environ.get("SIGTERM_AT"):
+        os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.1)
     return loss
 Trainer.training_step = slow
@@ -41,11 +58,10 @@ def start(tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
 
-    def go(world, *overrides, program=str(ROOT / "run.py"), **more):
+    def go(world, *overrides, program=str(ROOT / "run.py"), launcher=TORCHRUN, **more):
         folder = f"results_dir={tmp_path / 'runs'}"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         return subprocess.Popen(
-            [*launcher, f"--nproc-per-node={world}", program, *GIVEN, *overrides, folder],
+            [sys.executable, "-m", *launcher, str(world), program, *GIVEN, *overrides, folder],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more},
             stdout=subprocess.PIPE,
@@ -111,6 +127,29 @@ def test_a_run_that_is_told_to_end_goes_on_from_there(start, tmp_path):
     next((tmp_path / "runs").glob("*.json")).unlink()
     start(2, *chosen).communicate(timeout=240)
     assert only_record(tmp_path, 2).metrics == resumed.metrics
+
+
+@pytest.mark.slow
+def test_a_sharded_run_is_that_of_whole_models_and_goes_on(start, tmp_path):
+    """FSDP2 by accelerate launch, told to end and started again: losses and scores of DDP, to
+    rounding, with half of the parameters and of their state in each process."""
+    chosen = ("estimator=wtacrs", "memory=lean", "training.max_steps=12", "measure.warmup_steps=1")
+    sharded = {"program": start.slow, "launcher": FSDP, "AS_ON_GPUS": "1"}
+    output, _ = start(2, *chosen, **sharded, SIGTERM_AT="5").communicate(timeout=240)
+    assert only_record(tmp_path, 2).status == "interrupted", output
+    output, _ = start(2, *chosen, **sharded).communicate(timeout=240)
+    assert "/checkpoint-6\n" in output, output
+    assert re.search("step 7 [1-9][0-9]* sharded", output)
+    assert "step 5 " not in output
+    two = only_record(tmp_path, 2)
+    next((tmp_path / "runs").glob("*.json")).unlink()
+    start(2, *chosen).communicate(timeout=240)
+    whole = only_record(tmp_path, 2)
+    assert two.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], rel=1e-4)
+    assert two.metrics["best"] == pytest.approx(whole.metrics["best"], abs=0.01)
+    for kind in ("parameter", "optimizer"):
+        share = two.memory["at_peak"][kind] / whole.memory["at_peak"][kind]
+        assert share == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.slow
