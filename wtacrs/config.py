@@ -11,7 +11,7 @@ from wtacrs.sampling.estimators import ESTIMATORS, check_budget, check_estimator
 
 Pattern = Sequence[str] | Callable[[str], bool]
 
-GRAD_NORM_SOURCES = ("none", "position", "sample", "auto")
+GRAD_NORM_SOURCES = ("none", "position", "sample", "auto", "shrunk")
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class SamplingConfig:
             "none": nowhere, the weights are ||X_n|| alone; "position": the running mean of the
             row's token position; "sample": the row's own norm when its sample was last seen (a
             host table with an entry per training sample and token), the mean of all for samples
-            not yet seen; "auto": "sample", but "position" for samples not yet seen.
+            not yet seen; "auto": "sample", but "position" for samples not yet seen; "shrunk":
+            "auto", with the row's own norm, which is an epoch old, drawn half of the way to that
+            of its position (their geometric mean).
         floor: share of the probability that is spread evenly over the valid rows, in [0, 1). Above
             zero it keeps the estimate unbiased when a stale gradient norm is zero, and bounds
             every scale.
         seed: of the sampler; its generators differ by purpose and by rank.
-        norm_table_limit_gib: most host memory, in GiB, for the table of "sample".
+        norm_table_limit_gib: most host memory, in GiB, for the table per sample.
         center: what of each input is kept exactly, so that only the rest is sampled (see
             ``wtacrs.sampling.centre``): "none"; "classes", means of the first, the last and the
             other rows of a sample (of all rows where nothing is known of them); "lowrank", beside

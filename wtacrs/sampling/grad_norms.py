@@ -5,7 +5,9 @@ backward passes are remembered twice:
 
 - per token position, a running mean over the batches: a few kB, good from the second batch on;
 - per training sample and token, the last value seen: a host table of bf16, good from the second
-  epoch on. Its bytes are reported by ``host_bytes``.
+  epoch on. Its bytes are reported by ``host_bytes``. What has changed since weighs most where it
+  was small: a row that is drawn too rarely has a large scale. The logarithm of a norm keeps about
+  half of its distance from the position's mean over an epoch, hence "shrunk".
 
 Layers that read the same input share one estimate, sqrt(sum_l ||dY_l,n||^2), the optimum for the
 product of X with their stacked dY; it is filed under the first of these layers. All inputs are
@@ -56,7 +58,7 @@ class GradNorms:
                 "num_samples and max_tokens, or choose grad_norms='position'"
             )
         self.source = source
-        keeps_table = has_shape and source in ("auto", "sample")
+        keeps_table = has_shape and source in ("auto", "sample", "shrunk")
         self.table_shape = (num_samples or 0, max_tokens or 0) if keeps_table else None
         self.limit_gib = limit_gib
         self._places: dict[str, int] = {}  # input -> its place l in what is stacked
@@ -151,7 +153,8 @@ class GradNorms:
             if device.type == "cuda":
                 seen = seen.pin_memory()
             seen = seen.to(device, non_blocking=True)
-            mean = torch.where(seen >= 0, seen, mean)
+            own = (seen * mean).sqrt() if source == "shrunk" else seen  # NaN where unseen
+            mean = torch.where(seen >= 0, own, mean)
         return mean
 
     def observe(

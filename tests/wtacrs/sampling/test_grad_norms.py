@@ -67,6 +67,13 @@ def test_seen_samples_by_table_and_others_by_mean(source, unseen):
     torch.testing.assert_close(estimate(norms, 2, 3, torch.tensor([1, 2])), expected)
 
 
+def test_an_own_norm_that_is_drawn_to_its_position():
+    """Geometric means of what was seen of sample 2 and of sqrt(mean of squares) at its position."""
+    norms = observed("shrunk", (4, 3), [(torch.tensor([2, 0]), None, [[1.0, 0.0], [3.0, 4.0]])])
+    expected = torch.tensor([5**0.5, 8**0.5, 6.5**0.5, 5**0.25, 0.0, 6.5**0.5])
+    torch.testing.assert_close(estimate(norms, 2, 3, torch.tensor([1, 2])), expected)
+
+
 @pytest.mark.parametrize("source", ["position", "none"])
 def test_other_sources_keep_no_table(source):
     norms = observed(source, (4, 3), [(torch.tensor([2, 0]), None, [[1.0], [3.0]])])
