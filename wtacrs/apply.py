@@ -222,7 +222,7 @@ def _swap(handle: Handle, sizes: dict[str, Any]) -> None:
     if config.recompute == "attention" and not parts_of(model, "attention"):
         handle.left["recompute: no module in a block attends"] = [type(model).__name__]
     elif config.recompute in ("attention", "block"):
-        names = recompute_(model, config.recompute, config.keeps_attention_output)
+        names = recompute_(model, config.recompute, config.attention_output_share)
         handle.swapped[f"recomputed: {config.recompute}"] = names
     elif config.recompute != "none":
         checkpoint_(model, offload=config.recompute == "checkpoint_offload")

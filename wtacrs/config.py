@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from typing import Any
 
 from wtacrs.sampling.centre import CENTRES
@@ -123,6 +124,8 @@ GELU = ("exact", "rounded")
 ATTENTION = ("default", "eager", "sdpa", "recompute", "sampled")
 RECOMPUTE = ("none", "attention", "block", "checkpoint", "checkpoint_offload")
 ATTENTION_OUTPUT = ("auto", "kept", "recomputed")
+# Beside it lie the inputs of blocks, as large, and the logits, which may be as large as both.
+SHARE_OF_GRADIENTS = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class MemoryConfig:
             "block"; or transformers' own switch, "checkpoint", "checkpoint_offload".
         attention_output: whether that keeps fused attention's output on long sequences
             (``wtacrs.attention.kept``): "kept", which costs memory and saves time, "recomputed",
-            or "auto", "kept" where attention alone is recomputed.
+            or "auto", "kept" where attention alone is recomputed, and where the gradients that a
+            block will have take much more.
 
     Raises:
         ValueError: a value that is unknown, or two that contradict each other.
@@ -154,10 +158,12 @@ class MemoryConfig:
     attention_output: str = "auto"
 
     @property
-    def keeps_attention_output(self) -> bool:
-        """``attention_output``, with "auto" resolved."""
-        chosen = self.attention_output
-        return chosen == "kept" or (chosen == "auto" and self.recompute == "attention")
+    def attention_output_share(self) -> float:
+        """Attention's output is kept if it takes no more than this share of the gradients that a
+        block will have: ``attention_output`` as a number."""
+        if self.attention_output == "auto":
+            return inf if self.recompute == "attention" else SHARE_OF_GRADIENTS
+        return inf if self.attention_output == "kept" else 0.0
 
     @property
     def samples(self) -> bool:

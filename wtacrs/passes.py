@@ -46,8 +46,8 @@ class Part(NamedTuple):
     outputs: OutputsMemo
 
 
-def part_of(module: nn.Module, keeps_draws: bool, keeps_output: bool, verdicts: Verdicts) -> Part:
-    """``keeps_output`` is of attention; ``verdicts`` has what was found of each kind of adapter."""
+def part_of(module: nn.Module, keeps_draws: bool, output_share: float, verdicts: Verdicts) -> Part:
+    """``output_share`` is of attention; ``verdicts`` has what was found of each kind of adapter."""
     forwards = [layer.__dict__.get("forward") for layer in module.modules()]
     chunked = {run.module: run for run in forwards if isinstance(run, ChunkedForward)}
     experts = {
@@ -64,8 +64,9 @@ def part_of(module: nn.Module, keeps_draws: bool, keeps_output: bool, verdicts: 
     if not (samplers or chunked) or (type(last) is nn.Linear and not useless):
         last = None
     drawing = [m for m in outside if keeps_draws and may_draw(m)]
-    attending = [m for m in outside if keeps_output and attends(m)]
-    return Part(samplers, last, useless, DrawsMemo(drawing), OutputsMemo(attending))
+    attending = [m for m in outside if output_share and attends(m)]
+    outputs = OutputsMemo(attending, output_share, module)
+    return Part(samplers, last, useless, DrawsMemo(drawing), outputs)
 
 
 def samplers_of(layers: Iterable[nn.Module]) -> set[Sampler]:

@@ -38,10 +38,10 @@ class RecomputedForward(OwnForward):
     """Computes a module again in the backward pass."""
 
     def __init__(
-        self, module: nn.Module, what: str, keeps_output: bool, verdicts: Verdicts
+        self, module: nn.Module, what: str, output_share: float, verdicts: Verdicts
     ) -> None:
         super().__init__(module)
-        self._what, self._keeps_output, self._verdicts = what, keeps_output, verdicts
+        self._what, self._output_share, self._verdicts = what, output_share, verdicts
         self.hidden: Callable[..., Any] | None = module.__dict__.get("forward")  # also its own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -63,7 +63,7 @@ class RecomputedForward(OwnForward):
             with picking_late(samplers_of(module.modules())):
                 return checkpoint(work, *leaves, use_reentrant=False)
         slow = all(x.device.type in SLOW_TO_DRAW for x in leaves if isinstance(x, Tensor))
-        part = part_of(module, slow, self._keeps_output, self._verdicts)
+        part = part_of(module, slow, self._output_share, self._verdicts)
         contexts = lambda: (first_pass(part), SecondPass(part))  # noqa: E731
         outputs: Any = checkpoint(work, *leaves, use_reentrant=False, context_fn=contexts)
         return outputs if part.last is not None else tree_map(_as_new, outputs)
@@ -88,14 +88,14 @@ def _as_new(x: Any) -> Any:
     return x.view_as(x) if is_kept(x) else x
 
 
-def recompute_(model: nn.Module, what: str, keeps_attention_output: bool = False) -> list[str]:
+def recompute_(model: nn.Module, what: str, attention_output_share: float = 0.0) -> list[str]:
     """Have parts of ``model`` recomputed in the backward pass, in place, while it trains.
 
     Args:
         model: a model with transformer blocks (members of an ``nn.ModuleList``).
         what: "attention", the outermost modules in a block that attend, or "block", the blocks;
             "none" changes nothing.
-        keeps_attention_output: see ``wtacrs.attention.kept``.
+        attention_output_share: see ``wtacrs.attention.kept``.
 
     Returns:
         The qualified names of the modules that are recomputed.
@@ -121,7 +121,7 @@ def recompute_(model: nn.Module, what: str, keeps_attention_output: bool = False
         raise ValueError("the model is recomputed already; call restore_forward_(model) first")
     verdicts: Verdicts = {}
     for module in chosen.values():
-        module.forward = RecomputedForward(module, what, keeps_attention_output, verdicts)
+        module.forward = RecomputedForward(module, what, attention_output_share, verdicts)
     return [*chosen]
 
 

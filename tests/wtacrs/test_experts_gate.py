@@ -66,7 +66,7 @@ def test_what_cannot_be_computed_again_is_exact(change, preset):
         off = (found[0][name] - gradient).norm() / gradient.norm()
         assert (off > 0.01) if name in names else (off < 1e-5), name
     # Of the second product a gradient needs the value.
-    assert all(part_of(block, False, False, {}).in_vain == [] for block in model.model.layers)
+    assert all(part_of(block, False, 0.0, {}).in_vain == [] for block in model.model.layers)
 
 
 def gate(y):

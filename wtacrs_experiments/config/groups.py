@@ -182,7 +182,8 @@ class MemoryChoice:
         choices |= {"attention_output": ATTENTION_OUTPUT}
         for key, known in choices.items():
             check_choice(f"memory={self.name}: memory.{key}", getattr(self, key), known)
-        if self.attention_output == ("kept" if self.recompute == "attention" else "recomputed"):
+        same = {"attention": "kept", "block": "auto"}.get(self.recompute or "", "recomputed")
+        if self.attention_output == same:
             object.__setattr__(self, "attention_output", "auto")  # equal runs are written alike
 
 

@@ -138,7 +138,7 @@ def test_runs_of_table_1_keep_their_names():
         (["estimator=full", "budget=0.1"], ["memory=plain", "budget=0.3"]),
         (["memory=lean"], ["memory=lean", "memory.recompute=attention"]),
         (["memory=lean"], ["memory=lean", "memory.attention_output=kept"]),
-        (["memory=leanest"], ["memory=leanest", "memory.attention_output=recomputed"]),
+        (["memory=linear"], ["memory=linear", "memory.attention_output=recomputed"]),
         (["measure=memory"], ["measure=memory", "mode=measure"]),
         (["task=cola"], ["task=cola", "task.text_to_text.words=[bad,good]"]),
     ],

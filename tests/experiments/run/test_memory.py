@@ -16,6 +16,7 @@ from wtacrs_experiments.run import runner
 from wtacrs_experiments.run.memory import memory_config, save_memory
 
 ON_CPU = tuple(name for name in PRESETS if name != "checkpoint_offload")
+OUTPUTS = (("lean", "recomputed"), ("leanest", "kept"), ("leanest", "recomputed"))
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_what_is_given_counts_and_the_rest_is_the_preset(make_config):
     }
     nothing = make_config("memory=lean", "memory.lossless=[]", "memory.attention=default")
     assert (nothing.memory.lossless, nothing.memory.attention) == ((), "default")
-    for preset, output in (("lean", "recomputed"), ("leanest", "kept")):
+    for preset, output in OUTPUTS:
         other = make_config(f"memory={preset}", f"memory.attention_output={output}")
         assert memory_config(other).attention_output == output
     with pytest.raises(UserError, match="memory=linear: attention_output='kept' needs"):
@@ -150,7 +151,7 @@ def test_records_made_before_the_group_keep_their_names(make_config, hash_of):
     assert hash_of("memory=plain") == hash_of("estimator=full")
     assert hash_of("memory=lean") != hash_of("memory=linear")
     assert hash_of("memory=lean", "memory.recompute=none") != hash_of("memory=lean")
-    for preset, output in (("lean", "recomputed"), ("leanest", "kept")):
+    for preset, output in OUTPUTS:
         other = f"memory.attention_output={output}"
         assert hash_of(f"memory={preset}", other) != hash_of(f"memory={preset}")
 

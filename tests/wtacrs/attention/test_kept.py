@@ -2,6 +2,7 @@
 
 import gc
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tests.wtacrs.calls import Calls
 from tests.wtacrs.tiny import assert_same_step, build, step
 from wtacrs import MemoryConfig, apply_
 from wtacrs.attention.kept import FUSED
-from wtacrs.measure.step import SavedBytes, StorageTracker
+from wtacrs.measure.step import SavedBytes, StorageTracker, measure_step
 
 LAYERS, WIDTH = 2, 16
 LONG, SHORT = WIDTH, WIDTH - 1  # tokens: no fewer, or fewer, than the output of a head is wide
@@ -74,6 +75,44 @@ def test_a_preset_computes_it(preset, times):
     model, given = classifier(preset)
     with Calls(FUSED) as kernels:
         step(model, given)
+    assert kernels.count == times * LAYERS
+
+
+def heavy(output="auto"):
+    """Gradients of a block take a hundred times what attention gives."""
+    config = LlamaConfig(**SIZES | {"intermediate_size": 2048}, use_cache=False)
+    model = build(LlamaForCausalLM, config)
+    exact = MemoryConfig(sampling=None, attention="recompute", recompute="block")
+    apply_(model, replace(exact, attention_output=output))
+    return model
+
+
+def test_beside_gradients_that_take_much_more_it_is_kept_for_nothing():
+    """The peak comes when these are there and it is gone."""
+    peaks = {}
+    for output in ("auto", "recomputed"):
+        model = heavy(output)
+        loss = lambda model=model: model(**batch()).loss.backward()  # noqa: E731
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        peaks[output] = measure_step(model, optimizer, batch(), step=loss).peak_bytes
+    assert peaks["auto"] == peaks["recomputed"]
+
+
+@pytest.mark.parametrize(
+    ("before", "times"), [("nothing", 1), ("gradients", 2), ("frozen", 2), ("a larger batch", 2)]
+)
+def test_what_gradients_are_to_come_decides(before, times):
+    model, given = heavy(), batch()
+    if before == "gradients":  # of the batch before, to which those of this one are added
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    if before == "frozen":
+        for block in model.model.layers:
+            block.mlp.requires_grad_(False)
+    if before == "a larger batch":
+        given = {name: value.repeat(20, 1) for name, value in given.items()}
+    with Calls(FUSED) as kernels:
+        model(**given).loss.backward()
     assert kernels.count == times * LAYERS
 
 
