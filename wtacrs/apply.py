@@ -217,7 +217,7 @@ def _swap(handle: Handle, sizes: dict[str, Any]) -> None:
         if config.attention == "sampled":
             check_sampled_attention(model)
     # After sampling: a layer whose forward was replaced would not be sampled any more.
-    if config.recompute == "block" and (names := chunk_feed_forward_(model)):
+    if config.recompute == "block" and (names := chunk_feed_forward_(model, handle.left)):
         handle.swapped["chunked feed-forward"] = names
     if config.recompute == "attention" and not parts_of(model, "attention"):
         handle.left["recompute: no module in a block attends"] = [type(model).__name__]
