@@ -210,7 +210,7 @@ def _swap(handle: Handle, sizes: dict[str, Any]) -> None:
     if config.samples:
         assert config.sampling is not None
         handle.sampler = sampler = turn_linears_(model, config.sampling, **sizes)
-        experts = sample_experts_(model, sampler)
+        experts = sample_experts_(model, sampler, handle.left)
         check_matches(model, sampler)
         found = {"sampled linear layers": sampler.names, "sampled experts": experts}
         handle.swapped |= {kind: names for kind, names in found.items() if names}

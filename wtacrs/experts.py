@@ -18,10 +18,13 @@ needs the value, and beside sampled rows g, u and a alone are kept.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.modules.dropout import _DropoutNd
 
 from wtacrs.layers.expert_gate import GateFunction
@@ -40,6 +43,7 @@ from wtacrs.swap import OwnForward, in_blocks, why_not_chosen
 # What ``use_experts_implementation`` says of a module.
 LAYOUT = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel")
 DRAWING = _DropoutNd, nn.RReLU  # what may be in a gate
+GATE_STAYS = "its gate learns or draws, so that it is not computed again"
 
 
 class SampledExperts(OwnForward):
@@ -58,6 +62,7 @@ class SampledExperts(OwnForward):
     def __init__(self, module: nn.Module, sampler: Sampler, names: dict[str, str]) -> None:
         super().__init__(module)
         self.sampler, self.names = sampler, names
+        self._draws = _gate_draws(module)
         self.without_product = False  # as in ``SampledLinear``, of the second product
 
     def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -92,9 +97,10 @@ class SampledExperts(OwnForward):
         """Whether the router's weights come before the second product, of which no gradient then
         needs the value."""
         module: Any = self.module
-        return not module.has_post_expert_norm and self._repeats()
+        return not module.has_post_expert_norm and self.repeats
 
-    def _repeats(self) -> bool:
+    @property
+    def repeats(self) -> bool:
         """Whether the gate can be computed again by itself: it learns nothing and draws nothing."""
         module: Any = self.module
         products = {own for name in projections(module) for own in (name, f"{name}_bias")}
@@ -102,12 +108,11 @@ class SampledExperts(OwnForward):
         own = [p for name, p in module.named_parameters(recurse=False) if name not in products]
         own += [p for child in inside for p in child.parameters()]
         draws = any(isinstance(m, DRAWING) for child in inside for m in child.modules())
-        return not draws and not any(p.requires_grad for p in own)
+        return not (self._draws or draws) and not any(p.requires_grad for p in own)
 
     def _gated(self, y: Tensor, share: Tensor | None) -> Tensor:
-        module: Any = self.module
-        gate = module._apply_gate if module.has_gate else module.act_fn
-        return GateFunction.apply(y, share, gate) if self._repeats() else gate(y)
+        gate = _gate_of(self.module)
+        return GateFunction.apply(y, share, gate) if self.repeats else gate(y)
 
     def _samples(self, module: Any, s: int) -> bool:
         if not (module.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
@@ -163,11 +168,37 @@ def projections(module: Any) -> tuple[str, str]:
     return "gate_up_proj" if module.has_gate else "up_proj", "down_proj"
 
 
-def sample_experts_(model: nn.Module, sampler: Sampler) -> list[str]:
+def _gate_of(module: Any) -> Callable[[Tensor], Tensor]:
+    gate: Callable[[Tensor], Tensor] = module._apply_gate if module.has_gate else module.act_fn
+    return gate
+
+
+def _gate_draws(module: Any) -> bool:
+    """Whether two calls of the gate in training differ, or move the generator; or it cannot be
+    tried by itself, so that it may."""
+    first = getattr(module, projections(module)[0])
+    shared = {id(getattr(module, name)): getattr(module, name) for name in projections(module)}
+    with unset_fake_temporarily(), torch.device("cpu"), torch.no_grad(), torch.random.fork_rng([]):
+        own = {id(p): nn.Parameter(torch.rand(p.shape)) for p in module.parameters()} | shared
+        gate = _gate_of(copy.deepcopy(module, own).train())
+        y = torch.randn(64, first.shape[2 if module.is_transposed else 1])
+        try:
+            state, same = torch.get_rng_state(), torch.equal(gate(y), gate(y))
+        except Exception:
+            return True
+        return not same or not torch.equal(torch.get_rng_state(), state)
+
+
+def sample_experts_(
+    model: nn.Module, sampler: Sampler, left: dict[str, list[str]] | None = None
+) -> list[str]:
     """Have the experts in ``model`` sample their inputs while they train, in place.
 
     Which ones, ``sampler.config`` says by the names of their parameters; by default those that
     train, in a block. The sampler's ``skipped`` tells the reason for the others.
+
+    Args:
+        left: gets the modules whose gate keeps all that autograd does: reason -> qualified names.
 
     Returns:
         The qualified names of the parameters whose gradients are estimated from now on.
@@ -186,7 +217,9 @@ def sample_experts_(model: nn.Module, sampler: Sampler) -> list[str]:
             else:
                 sampler.skipped[name] = reason
         if names:
-            module.forward = SampledExperts(module, sampler, names)
+            module.forward = run = SampledExperts(module, sampler, names)
+            if left is not None and not run.repeats:
+                left.setdefault(f"{type(module).__name__}: {GATE_STAYS}", []).append(prefix)
             sampler.experts += names.values()
     return sampler.experts
 

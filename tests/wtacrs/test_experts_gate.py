@@ -12,6 +12,7 @@ from torch.nn.functional import silu
 
 from tests.wtacrs import zoo
 from tests.wtacrs.experts import experts_of, sampled, step
+from wtacrs.experts import GATE_STAYS
 from wtacrs.layers import feed_forward
 from wtacrs.layers.expert_gate import GateFunction
 from wtacrs.passes import part_of
@@ -45,11 +46,27 @@ class SomeColumns(nn.Dropout):
         return x * super().forward(x.new_ones(x.shape[-1]))
 
 
+def draws_by_a_function(experts):
+    """As some columns do, in the gate itself and only while training."""
+
+    def gate(self, y):
+        a, b = y.chunk(2, -1)
+        ones = torch.nn.functional.dropout(y.new_ones(b.shape[-1]), 0.3, self.training)
+        return silu(a) * b * ones
+
+    plain = type(experts)
+    own = {"_apply_gate": gate, "forward": plain.forward}
+    experts.__class__ = type(plain.__name__, (plain,), own)
+
+
 def draws(experts):
     experts.act_fn = nn.Sequential(nn.SiLU(), SomeColumns(0.3))
 
 
-@pytest.mark.parametrize("change", [learns, normalises, has_its_own, draws])
+STAY = learns, has_its_own, draws, draws_by_a_function
+
+
+@pytest.mark.parametrize("change", [*STAY, normalises])
 @pytest.mark.parametrize("preset", ["linear", "leanest"])
 def test_what_cannot_be_computed_again_is_exact(change, preset):
     model, given = zoo.make("mixtral"), zoo.batch("mixtral")
@@ -67,6 +84,21 @@ def test_what_cannot_be_computed_again_is_exact(change, preset):
         assert (off > 0.01) if name in names else (off < 1e-5), name
     # Of the second product a gradient needs the value.
     assert all(part_of(block, False, 0.0, {}).in_vain == [] for block in model.model.layers)
+
+
+@pytest.mark.parametrize("change", [None, *STAY])
+def test_the_report_tells_of_a_gate_that_stays(change):
+    """Of a model in evaluation, too, whose state and generator stay."""
+    model = zoo.make("mixtral")
+    names = [name for name, module in model.named_modules() if module in experts_of(model)]
+    for experts in experts_of(model) if change is not None else ():
+        change(experts)
+    model.eval()
+    generator = torch.get_rng_state()
+    left = sampled(model, include=["*.experts.*"]).report().left
+    assert left.get(f"MixtralExperts: {GATE_STAYS}", []) == (names if change else [])
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not any(module.training for module in model.modules())
 
 
 def gate(y):

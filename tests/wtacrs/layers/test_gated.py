@@ -48,6 +48,13 @@ class Fused(nn.Module):
         return self.down(self.drop(self.form(*self.both(x).chunk(2, -1))))
 
 
+class Draws(nn.Sigmoid):
+    """Rarely other than a sigmoid, so that gradients seldom tell."""
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x), 1e-4, self.training)
+
+
 def fused_other_way():
     return Fused(lambda u, v: u * torch.sigmoid(v))
 
@@ -102,6 +109,16 @@ others = [partial(make, form) for make in (Swapped, Fused) for form in FORMS]
 def test_what_does_something_else_is_left(make):
     model = in_a_block(make())
     assert gate_(model) == []
+
+
+@pytest.mark.parametrize("make", [Swapped, Fused])
+def test_an_act_that_draws_is_left(make):
+    """Computed again, it would draw another mask."""
+    module = make()
+    module.act, module.form = Draws(), lambda *two: module.act(two[-1]) * two[0]
+    assert gate_(in_a_block(module)) == []
+    module.act = nn.Sigmoid()
+    assert gate_(in_a_block(module)) == ["blocks.0"]
 
 
 def gate_second(u, v):
