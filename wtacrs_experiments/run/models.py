@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import (
 from wtacrs_experiments.config import ModelConfig
 from wtacrs_experiments.config.rules import nearest
 from wtacrs_experiments.errors import UserError
-from wtacrs_experiments.run.pretrained import ModelError, from_pretrained
+from wtacrs_experiments.run.pretrained import ModelError, check_reads_text, from_pretrained
 from wtacrs_experiments.run.text2text import is_text_to_text
 
 
@@ -209,6 +209,7 @@ def _loader(
 def _new(
     config: ModelConfig, architecture: PreTrainedConfig, head: dict[str, Any]
 ) -> PreTrainedModel:
+    check_reads_text(config.name, architecture.model_type)
     loader, settings = _loader(architecture, head, config.head)
     for name, value in settings.items():
         setattr(architecture, name, value)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from wtacrs_experiments.config import ModelConfig
@@ -20,6 +21,8 @@ PARTS = {
     "weights": ("model*.safetensors", "pytorch_model*.bin"),
     "a tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.bpe.model"),
 }
+
+OF_OTHER_TASKS = ("pixel_values", "input_features", "input_values")  # images, sounds
 
 
 class ModelError(UserError):
@@ -48,6 +51,22 @@ def from_pretrained(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
         ) from error
 
 
+def check_reads_text(name: str, kind: str) -> None:
+    """Refuse the model called ``name`` if its type ``kind`` reads images or sounds, for the tasks
+    here are text: whether its processor is there makes no difference.
+
+    Raises:
+        ModelError: it does.
+    """
+    classes = MODEL_MAPPING.get(CONFIG_MAPPING[kind], None) if kind in CONFIG_MAPPING else None
+    reads = getattr(classes, "main_input_name", "input_ids")
+    if reads in OF_OTHER_TASKS:
+        raise ModelError(
+            f"model={name}: a {kind} reads {reads}, and the tasks here are text; give model.path="
+            "FOLDER of a model of text, or train this one in a loop of your own, with apply_"
+        )
+
+
 def base_path(config: ModelConfig) -> str:
     """Where ``from_pretrained`` finds the files: a folder, or the id on the hub."""
     if config.source == "package":
@@ -72,6 +91,8 @@ def _from_folder(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
     # Who only asks for the sizes needs neither weights nor tokenizer.
     needed = ["config.json"] if loader is AutoConfig else [*PARTS]
     missing = [part for part in needed if not any(any(folder.glob(p)) for p in PARTS[part])]
+    if "config.json" not in missing:
+        check_reads_text(config.name, _kind(folder))
     if "a tokenizer" in missing and _tokenizer_has_no_files(folder):
         missing.remove("a tokenizer")
     remedy = "give model.path=FOLDER, written by save_pretrained of a model and of its tokenizer"
@@ -90,6 +111,13 @@ def _from_folder(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
         raise ModelError(
             f"model={config.name}: {folder} is damaged ({reason}); {remedy}"
         ) from error
+
+
+def _kind(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):  # of which whoever loads it will tell
+        return ""
 
 
 def _tokenizer_has_no_files(folder: Path) -> bool:

