@@ -246,5 +246,5 @@ def _make_exact(handle: Handle) -> None:
             handle.left[why] = [type(model).__name__]
         for name, kind in turned.items():
             handle.swapped.setdefault(kind, []).append(name)
-    if "loss" in config.lossless and (names := save_less_of_loss_(model)):
+    if "loss" in config.lossless and (names := save_less_of_loss_(model, handle.left)):
         handle.swapped["loss"] = [name or type(model).__name__ for name in names]

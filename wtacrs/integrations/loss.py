@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wtacrs.layers.loss import CrossEntropyFunction
 from wtacrs.swap import OwnForward
 
+OWN_LOSS = "loss: not computed by transformers' own loss_function"
 IGNORED = -100  # as a label, in transformers
 
 
@@ -75,8 +76,11 @@ class NoteHead:
             logits.wtacrs_head = made_of  # type: ignore[attr-defined]
 
 
-def save_less_of_loss_(model: nn.Module) -> list[str]:
+def save_less_of_loss_(model: nn.Module, left: dict[str, list[str]] | None = None) -> list[str]:
     """Have the language models in ``model`` keep less for their loss, in place.
+
+    Args:
+        left: gets the reason where ``model`` predicts words and its loss stays as it is.
 
     Returns:
         The qualified names of those that do; "" is the model itself.
@@ -92,7 +96,13 @@ def save_less_of_loss_(model: nn.Module) -> list[str]:
         head: Any = module.get_output_embeddings()
         if type(head) is nn.Linear and "forward" not in head.__dict__:
             head.register_forward_hook(NoteHead())
+    if left is not None and not chosen and _head_of(model) is not None:
+        left[OWN_LOSS] = [type(model).__name__]
     return chosen
+
+
+def _head_of(module: Any) -> Any:
+    return getattr(module, "get_output_embeddings", lambda: None)()
 
 
 def restore_loss_(model: nn.Module) -> None:
@@ -109,7 +119,7 @@ def _plain_loss(module: Any) -> bool | None:
     """Whether the loss of ``module``, a language model with a head, shifts; None of any other."""
     if not hasattr(type(module), "loss_function") or "_loss_function" in vars(module):
         return None
-    if not hasattr(module, "get_output_embeddings") or module.get_output_embeddings() is None:
+    if _head_of(module) is None:
         return None
     forward = inspect.unwrap(type(module).forward)
     if "loss_function" not in forward.__code__.co_names:  # T5, say, has a loss of its own

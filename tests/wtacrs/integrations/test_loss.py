@@ -19,7 +19,7 @@ from transformers import (
 
 from tests.wtacrs.tiny import build, step, tiny_bert, tiny_t5
 from wtacrs import MemoryConfig, apply_
-from wtacrs.integrations.loss import LanguageModelLoss, restore_loss_, save_less_of_loss_
+from wtacrs.integrations.loss import OWN_LOSS, LanguageModelLoss, restore_loss_, save_less_of_loss_
 from wtacrs.measure.step import SavedBytes
 
 WORDS = 301
@@ -174,16 +174,21 @@ def test_saved_bytes(dtype):
 
 @pytest.mark.parametrize("make", [tiny_bert, tiny_t5], ids=["classifier", "T5"])
 def test_other_losses_stay(make):
-    model = make()
-    assert save_less_of_loss_(model) == []
+    """What predicts words is told of; a classifier has no such loss."""
+    model, left = make(), {}
+    assert save_less_of_loss_(model, left) == []
     assert "_loss_function" not in vars(model)
+    assert left == ({OWN_LOSS: [type(model).__name__]} if make is tiny_t5 else {})
 
 
 def test_a_loss_of_the_users_own_stays():
     model = llama()
     model.loss_function = own = lambda logits, labels, **kwargs: logits.sum() * 0
-    assert save_less_of_loss_(model) == []
+    assert save_less_of_loss_(model, left := {}) == []
     assert model.loss_function is own
+    assert [*left] == [OWN_LOSS]
+    assert save_less_of_loss_(llama(), left := {}) == [""]
+    assert left == {}
 
 
 def test_a_frozen_head_under_adapters():
