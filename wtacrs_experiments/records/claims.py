@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import glob
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -62,9 +63,9 @@ def claimed(record: Path, config: dict[str, Any]) -> Iterator[Claim]:
                 f"process {other['pid']} on {other['host']} runs it since {other['started_at']}: "
                 f"{record}"
             )
-        for name in (record.name, path.name):  # what a write that was killed has left
-            for left in path.parent.glob(f".{glob.escape(name)}.*"):
-                left.unlink()
+        # What a process left that was killed while it wrote record, claim or model.
+        for left in path.parent.glob(f".{glob.escape(record.stem)}.*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         _write(path, config)
     ended = threading.Event()
     beat = threading.Thread(target=_touch, args=(path, ended), daemon=True)

@@ -66,6 +66,22 @@ def test_the_claim_of_a_killed_process_is_taken_over(record):
         assert read_claim(claim.path)["pid"] == os.getpid()
 
 
+def test_what_a_killed_process_was_writing_is_removed(record):
+    """Its record, its claim and its model, which saving.py writes beside the record."""
+    record.parent.mkdir()
+    left = [record.parent / f".{name}.x1" for name in (record.name, f"{record.stem}.running")]
+    for path in left:
+        path.write_text("half of it")
+    left.append(record.parent / f".{record.stem}.x1")
+    (left[-1] / record.stem).mkdir(parents=True)
+    (left[-1] / record.stem / "model.safetensors").write_text("half of it")
+    other = record.parent / f".{record.stem}-of-another.x1"
+    other.mkdir()
+    with claimed(record, {}):
+        assert [path for path in left if path.exists()] == []
+    assert other.exists()
+
+
 def test_the_number_of_a_process_that_is_another_by_now(record):
     with claimed(record, {}) as claim:
         said = read_claim(claim.path)
