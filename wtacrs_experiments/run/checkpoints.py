@@ -93,6 +93,10 @@ class Checkpoints(TrainerCallback):
         if self._waiting:
             control.should_save, self._waiting = True, False
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        asked = any_of(self._interruption.asked is not None)
+        control.should_save |= asked and state.global_step < state.max_steps
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = {name: owner.state_dict() for name, owner in self.owners.items()}
         path = Path(args.output_dir, f"checkpoint-{state.global_step}")

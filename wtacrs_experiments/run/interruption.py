@@ -1,4 +1,5 @@
-"""Signals that end a run: the step that is under way ends first, and a checkpoint is written.
+"""Signals that end a run: the step or evaluation that is under way ends first, and a checkpoint is
+written, but for the last ones: then the run completes.
 
 A scheduler that takes the machine away sends SIGTERM or SIGUSR1, a terminal that closes SIGHUP, a
 user SIGINT. The same command goes on from there. A second signal ends the run at once.
@@ -50,7 +51,8 @@ class Interruption(TrainerCallback):
             return
         if again or not self._steps:
             raise Interrupted(self.asked)
-        print(f"{self.asked}: a checkpoint after this step, then the end; once more: at once")
+        told = "a checkpoint after this step or evaluation, then the end; once more: at once"
+        print(f"{self.asked}: {told}")
 
     def raise_if_asked(self) -> None:
         """End the run here, if a signal came.
@@ -67,9 +69,6 @@ class Interruption(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._steps = True
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.raise_if_asked()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._steps = False

@@ -127,6 +127,7 @@ def completed(config: RunConfig, path: Path, claim: Claim) -> RunRecord:
                 tracker.finish(record)
     shutil.rmtree(folder, ignore_errors=True)
     show(record, path)
+    interruption.raise_if_asked()  # a sweep ends here, too
     return record
 
 

@@ -141,6 +141,20 @@ def test_a_signal_while_the_record_is_written_waits():
         assert interruption.asked == "SIGTERM"
 
 
+def test_a_signal_while_a_record_is_written_ends_the_sweep_after_it(
+    make_config, path, ends, monkeypatch
+):
+    def write(record, path):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write_record(record, path)
+
+    ends()
+    monkeypatch.setattr(outcome, "write_record", write)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run(make_config())
+    assert read_record(path).status == "completed"
+
+
 # A run of 40 steps that says which step it has done.
 STEPS = """
 import sys, time

@@ -36,9 +36,15 @@ def train(make_config, monkeypatch, tmp_path):
             super().on_step_end(args, state, control, **kwargs)
             if state.global_step == cut[0]:
                 raise KeyboardInterrupt
-            if cut[0] in SIGNALS:
-                name, cut[0] = cut[0], None
+            name, _, step = str(cut[0]).partition(" at ")
+            if name in SIGNALS and step in ("", str(state.global_step)):
+                cut[0] = None
                 signal.raise_signal(getattr(signal, name))
+
+        def on_prediction_step(self, args, state, control, **kwargs):
+            if cut[0] == f"evaluation at {state.global_step}":
+                cut[0] = None
+                signal.raise_signal(signal.SIGTERM)
 
         def on_train_end(self, args, state, control, **kwargs):
             if cut[0] == "the end":
@@ -102,6 +108,23 @@ def test_resumed_run_is_the_same_run(estimator, every, cut_after, from_step, tra
     assert (f"checkpoint-{from_step}\n" in capsys.readouterr().out) == (from_step > 0)
     assert (handle.sampler is None) == (estimator == "full")
     assert flat(resumed_handle.state_dict()) == flat(handle.state_dict())
+
+
+@pytest.mark.parametrize("when", ["SIGTERM at 3", "evaluation at 3"])
+def test_a_signal_at_the_end_of_an_epoch_loses_nothing(when, train):
+    """In its last step, or while it is evaluated: the checkpoint comes after the evaluation."""
+    whole, losses, _ = train("estimator=wtacrs", folder="whole")
+    assert train("estimator=wtacrs", cut_after=when)[1] == losses[:3]
+    resumed, after, _ = train("estimator=wtacrs")
+    assert after == losses[3:]
+    assert resumed.metrics == whole.metrics
+
+
+@pytest.mark.parametrize("when", ["SIGTERM at 6", "evaluation at 6"])
+def test_a_signal_as_training_ends_lets_it_end(when, train):
+    whole, losses, _ = train("estimator=wtacrs", folder="whole")
+    record, all_of_them, _ = train("estimator=wtacrs", cut_after=when)
+    assert (record.metrics, all_of_them) == (whole.metrics, losses)
 
 
 def test_resumed_run_has_the_probes_of_the_whole_run(train):
