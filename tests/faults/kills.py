@@ -5,11 +5,16 @@ Each run, or sweep, is a process of its own, forked from this one, that is kille
 records, another line each time. Then the same is started again, and killed again, until it
 completes. Its records have to be those of runs that nobody killed: losses, scores and all, bit for
 bit. TMPDIR=/dev/shm does it on tmpfs.
+
+--every-line aims at each line of that code that a run reaches, one that was killed before too, at
+the first and the last time that it is reached; it prints the lines that none reaches.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import inspect
 import json
 import os
 import random
@@ -20,14 +25,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
 import run as program
+from tests.faults.lines import OURS, Aim, Lines, lines_of
 from wtacrs_experiments.config import RunConfig, compose
-from wtacrs_experiments.run import runner
+from wtacrs_experiments.run import checkpoints, runner
 
 GIVEN = ("task=digits", "model=digits_tiny", "training.batch_size=8", "training.max_steps=-1")
 GIVEN += ("training.epochs=2", "task.max_train_rows=48", "training.checkpoint_steps=2")
@@ -41,14 +46,21 @@ VARIANTS = {
     "sweep": ("-m", "estimator=full,wtacrs", "memory=plain,lean", "training.group_by_length=true"),
     "sweep of LoRA": ("-m", "tuning=lora", "seed=0,1", "training.precision=bf16-autocast"),
 }
-AIMED = ("checkpoints.py", "store.py", "claims.py", "outcome.py")  # files whose lines are aimed at
+SMALL = ("estimator=wtacrs", "task.max_train_rows=16", "training.checkpoint_steps=1")
+SMALL += ("training.save_model=true",)
+OF_EVERY_LINE = {
+    "small": SMALL,
+    "small, by length": (*SMALL, "training.group_by_length=true"),
+    "small, completed before": (*SMALL, "overwrite=true"),
+    "small, damaged before": SMALL,
+}
 LONGEST = {"sweep": 8.0, "sweep of LoRA": 5.0}  # seconds until the latest kill; 3 for one run
 
 
 def work(folder: Path, variant: str) -> None:
     """One run or sweep, in the folder."""
     os.chdir(folder)
-    overrides = (*VARIANTS[variant], *GIVEN, f"results_dir={folder / 'runs'}")
+    overrides = (*GIVEN, *(VARIANTS | OF_EVERY_LINE)[variant], f"results_dir={folder / 'runs'}")
     if "-m" in overrides:
         sys.argv = ["run.py", *overrides]
         assert program.main() == 0
@@ -57,7 +69,11 @@ def work(folder: Path, variant: str) -> None:
 
 
 def in_a_process(do: Callable[[], None], kill_after: float | None = None) -> bool:
-    """Whether ``do`` ended by itself, in a fork that is killed after so many seconds."""
+    """Whether ``do`` ended by itself, in a fork that is killed after so many seconds.
+
+    Raises:
+        AssertionError: it failed.
+    """
     sys.stdout.flush()
     if (child := os.fork()) == 0:
         code = 1
@@ -72,46 +88,35 @@ def in_a_process(do: Callable[[], None], kill_after: float | None = None) -> boo
     if kill_after is not None:
         deadline = time.monotonic() + kill_after
         while time.monotonic() < deadline:
-            if os.waitpid(child, os.WNOHANG)[0]:
-                return True
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                break
             time.sleep(0.002)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        else:
+            os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL), f"exit code {code}"
+    return code == 0
 
 
-class Lines:
-    """A tracer that counts lines of the files aimed at, and kills the process at one of them.
-
-    ``counts`` has how many were done before, each time that a line of the source was reached.
-    """
-
-    def __init__(self, at: int | None = None) -> None:
-        self.at, self.count = at, 0
-        self.counts: dict[str, list[int]] = {}
-
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.endswith(AIMED):
-            return None
-        if event == "line":
-            if self.count == self.at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            self.counts.setdefault(line, []).append(self.count)
-            self.count += 1
-        return self
-
-
-def traced(folder: Path, variant: str, at: int | None) -> None:
+def traced(folder: Path, variant: str, at: Aim | None) -> None:
     lines = Lines(at)
     sys.settrace(lines)
     work(folder, variant)
     sys.settrace(None)
-    (folder / "lines").write_text(json.dumps([*lines.counts.values()]))
+    (folder / "lines").write_text(json.dumps(lines.counts))
+
+
+def counted(folder: Path) -> dict[str, int]:
+    """How often the process that ended in ``folder`` reached each line."""
+    found: dict[str, int] = json.loads((folder / "lines").read_text())
+    return found
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """What each record says, by its name, and that nothing else is left."""
+    """What each record says, by its name, and its model; and that nothing else is left."""
     left = [path for path in (folder / "runs").iterdir() if path.name != ".claims.lock"]
+    models = [path for path in left if path.is_dir() and Path(f"{path}.json") in left]
+    left = [path for path in left if path not in models]
     left += (folder / "outputs" / "checkpoints").glob("*")
     if others := [path for path in left if path.suffix != ".json"]:
         raise AssertionError(f"left behind: {others}")
@@ -119,7 +124,10 @@ def result(folder: Path) -> dict[str, Any]:
     if any(record["status"] != "completed" for record in records.values()):
         raise AssertionError(f"{folder}: a record that is not completed")
     kept = ("metrics", "sampling")
-    return {name: {key: one[key] for key in kept} for name, one in records.items()}
+    weights = [file for model in models for file in sorted(model.glob("*.safetensors"))]
+    return {name: {key: one[key] for key in kept} for name, one in records.items()} | {
+        file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in weights
+    }
 
 
 def episode(expected: dict[str, Any], variant: str, kill: Callable[[Path, int], bool]) -> int:
@@ -146,8 +154,7 @@ def kill_all(random_kills: int, aimed_kills: int, seed: int, variants: tuple[str
         whole = Path(tempfile.mkdtemp(prefix="kills-"))
         assert in_a_process(lambda: traced(whole, variant, None)), variant  # noqa: B023
         expected[variant] = result(whole)
-        counts = json.loads((whole / "lines").read_text())
-        aims[variant] = [chance.choice(of_a_line) for of_a_line in counts]
+        aims[variant] = [(line, chance.randrange(n)) for line, n in counted(whole).items()]
         chance.shuffle(aims[variant])
         shutil.rmtree(whole)
     turn = 0
@@ -166,7 +173,7 @@ def kill_all(random_kills: int, aimed_kills: int, seed: int, variants: tuple[str
             done["episodes"] += 1
         if done["aimed"] < aimed_kills:
 
-            def at_a_line(folder: Path, before: int, variant: str = variant, at: int = at) -> bool:
+            def at_a_line(folder: Path, before: int, variant: str = variant, at: Aim = at) -> bool:
                 return in_a_process(lambda: traced(folder, variant, None if before else at))
 
             done["aimed"] += episode(expected[variant], variant, at_a_line)
@@ -177,13 +184,59 @@ def kill_all(random_kills: int, aimed_kills: int, seed: int, variants: tuple[str
     )
 
 
+def kill_at_every_line(variants: tuple[str, ...]) -> str:
+    """A kill at each line that is reached, of a run or of one that goes on; what was done."""
+    torch.set_num_threads(1)
+    seen: set[str] = set()
+    kills = 0
+    for variant in variants:
+        expected, todo = None, [()]  # type: tuple[Any, list[tuple[Aim, ...]]]
+        while todo:
+            aims, folder = todo.pop(), Path(tempfile.mkdtemp(prefix="kills-"))
+            prepare(folder, variant)
+            for at in (*aims, None):
+                ended = in_a_process(lambda: traced(folder, variant, at))  # noqa: B023
+                assert ended == (at is None), f"{variant}: {aims} in {folder}: not reached"
+            expected = result(folder) if expected is None else expected
+            assert result(folder) == expected, f"{variant}: {aims} in {folder}: other records"
+            kills += len(aims)
+            for line, count in counted(folder).items():
+                if line not in seen:
+                    todo += [(*aims, (line, n)) for n in sorted({0, count - 1})]
+            seen |= counted(folder).keys()
+            shutil.rmtree(folder)
+    ours = [line for file in OURS for line in lines_of(file)]
+    none = [f"{Path(line).name}" for line in ours if line not in seen]
+    return (
+        f"{kills} kills at {len(seen)} lines, {len(ours) - len(none)} of the {len(ours)} in "
+        f"{', '.join(OURS)}: every record is that of a run that was not killed. Reached by none: "
+        f"{', '.join(none)}"
+    )
+
+
+def prepare(folder: Path, variant: str) -> None:
+    """What was there before."""
+    if variant.endswith("completed before"):
+        assert in_a_process(lambda: work(folder, "small"))
+    if variant.endswith("damaged before"):
+        source, first = inspect.getsourcelines(checkpoints.Checkpoints.on_save)
+        last = f"{checkpoints.__file__}:{first + len(source) - 1}"
+        assert not in_a_process(lambda: traced(folder, "small", (last, 1)))
+        (file,) = folder.glob("outputs/checkpoints/*/checkpoint-*/optimizer.pt")
+        os.truncate(file, 100)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.kills", description=__doc__)
     parser.add_argument("--random", type=int, default=200)
     parser.add_argument("--aimed", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=[*VARIANTS])
+    parser.add_argument("--every-line", action="store_true")
     options = parser.parse_args()
+    if options.every_line:
+        print(kill_at_every_line(tuple(OF_EVERY_LINE)))
+        return 0
     print(kill_all(options.random, options.aimed, options.seed, tuple(options.variants)))
     return 0
 
