@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from wtacrs_experiments.config import RunConfig, TaskConfig
-from wtacrs_experiments.config.known import CLASSIFICATION, REGRESSION
+from wtacrs_experiments.config.known import CLASSIFICATION, HUB, REGRESSION
 from wtacrs_experiments.config.task import OWN
 from wtacrs_experiments.records.inputs import identified
 from wtacrs_experiments.run.files import read_splits
 from wtacrs_experiments.run.labels import labels_in
 from wtacrs_experiments.run.own_model import settled
 from wtacrs_experiments.run.ranks import world_size
+
+LONGEST = 40  # characters: the name of a record, of which this is a part, has its limits
 
 
 def settle(config: RunConfig) -> RunConfig:
@@ -60,7 +62,12 @@ def settled_task(task: TaskConfig) -> TaskConfig:
 
 
 def _name(file: str) -> str:
-    """The last part of a path, as it can stand in the name of a file."""
+    """The last part of a path, as it can stand in the name of a file; of the hub the whole name."""
+    if file.startswith(HUB):
+        name = file.removeprefix(HUB).replace("/", "+").replace(":", "++")
+        if len(name) <= LONGEST:
+            return name
+        return f"{name[: LONGEST - 9]}+{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     path = Path(file).expanduser().resolve()
     name = path.stem if path.is_file() else path.name
-    return re.sub(r"[^A-Za-z0-9]+", "_", name)[:40]  # of a record's name, which has its limits
+    return re.sub(r"[^A-Za-z0-9]+", "_", name)[:LONGEST]

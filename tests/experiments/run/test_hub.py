@@ -48,7 +48,7 @@ def test_a_run_on_rows_of_the_hub(on_hub, saved_model, tmp_path):
     more += ("training.batch_size=4", "training.save_model=false", "measure.memory=false")
     record = run(config("hub:me/reviews", *more))
     assert record.config["task"]["labels"] == ["neg", "pos"]  # by their names
-    assert record.config["task"]["name"] == "csv_reviews"
+    assert record.config["task"]["name"] == "csv_me+reviews"
     assert asked == [("me/reviews", None)]
 
 
@@ -69,6 +69,16 @@ def test_configurations_and_splits(name, splits, sizes, asked, on_hub):
     assert tuple(len(rows) for rows in read_splits(task).values()) == sizes
     assert {*told} == {asked}
     assert settled_task(task).labels == ("0", "1")
+
+
+def test_data_of_other_names_are_other_tasks(on_hub):
+    on_hub(train=table(9), test=table(9), new=table(9))
+    end = "x" * 60
+    names = ["hub:a/reviews", "hub:b/reviews", "hub:a/reviews/test", "hub:a/reviews:test"]
+    names += ["hub:reviews", "hub:a_b/c", "hub:a/b_c", f"hub:a/{end}1", f"hub:a/{end}2"]
+    tasks = [settled_task(config(name).task).name for name in names]
+    assert len({*tasks}) == len(names)
+    assert max(map(len, tasks)) == len("csv_") + 40
 
 
 def test_a_split_to_evaluate_on(on_hub):
