@@ -85,6 +85,11 @@ class TaskConfig:
         return self.labels is None and self.source != "sft"
 
     @property
+    def on_hub(self) -> bool:
+        """Whether its rows are read from its home there."""
+        return self.source == "glue" and self.data_dir is None
+
+    @property
     def is_settled(self) -> bool:
         """Whether labels and metrics are known; those of a csv may be told by its rows alone."""
         known = self.labels is not None or self.score_range is not None

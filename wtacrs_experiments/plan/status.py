@@ -26,7 +26,7 @@ from wtacrs_experiments.config.arguments import check_arguments, grid
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.records.claims import SUFFIX, is_alive, read_claim
 from wtacrs_experiments.records.label import label_of
-from wtacrs_experiments.records.record import config_hash, read_record
+from wtacrs_experiments.records.record import config_hash, read_record, without_hub_sum
 from wtacrs_experiments.records.shape import check_config
 from wtacrs_experiments.words import duration
 
@@ -86,7 +86,7 @@ def read_sweep(folder: Path, overrides: Sequence[str] = (), folders: Sequence[Pa
 def missing(configs: list[Config], overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """Which of the runs asked for are in none of ``configs``."""
     if overrides:
-        there = {config_hash(_of_one_process(config)) for config in configs}
+        there = {config_hash(_as_asked_for(config)) for config in configs}
         return [label for key, label in asked_for(overrides, folders).items() if key not in there]
     settings: dict[str, tuple[str, set[int]]] = {}
     for config in configs:
@@ -106,10 +106,11 @@ def missing(configs: list[Config], overrides: Sequence[str], folders: Sequence[P
     ]
 
 
-def _of_one_process(config: Config) -> Config:
-    """In how many processes a run was started is no part of what is asked for."""
-    training = config.get("training", {})
-    return config | {"training": {k: v for k, v in training.items() if k != "world_size"}}
+def _as_asked_for(config: Config) -> Config:
+    """In how many processes a run was started is no part of what is asked for, nor what rows the
+    hub had."""
+    training = {k: v for k, v in config.get("training", {}).items() if k != "world_size"}
+    return without_hub_sum(config) | {"training": training}
 
 
 def asked_for(overrides: Sequence[str], folders: Sequence[Path] = ()) -> dict[str, str]:
@@ -123,7 +124,7 @@ def asked_for(overrides: Sequence[str], folders: Sequence[Path] = ()) -> dict[st
     points = {}
     given = check_arguments(RunConfig, overrides, sweeps=True, folders=folders)
     for _, point in grid(given, folders):
-        config = as_record(settle(compose(RunConfig, point, folders)))
+        config = as_record(settle(compose(RunConfig, point, folders), asks_hub=False))
         points[config_hash(config)] = f"{label_of(config)} seed={config['seed']}"
     return points
 

@@ -7,6 +7,7 @@ overrides of run.py; ``settings`` of a block hold values, or a value for each ta
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,7 +19,12 @@ from omegaconf import OmegaConf
 from wtacrs_experiments.config import RunConfig, TrainingConfig, as_record, compose
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.inputs import identified
-from wtacrs_experiments.records.record import read_record, record_path
+from wtacrs_experiments.records.record import (
+    config_hash,
+    read_record,
+    record_path,
+    without_hub_sum,
+)
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -105,6 +111,11 @@ def record_of(config: RunConfig) -> Path:
 
 
 def is_done(config: RunConfig) -> bool:
-    """Whether the cell has a completed record."""
+    """Whether the cell has a completed record; one on rows of the hub, whichever it had."""
     path = record_of(config)
-    return path.exists() and read_record(path).status == "completed"
+    if not config.task.on_hub:
+        return path.exists() and read_record(path).status == "completed"
+    name, key = path.stem[:-8], path.stem[-8:]
+    records = map(read_record, path.parent.glob(f"{glob.escape(name)}*.json"))
+    done = (record.config for record in records if record.status == "completed")
+    return any(config_hash(without_hub_sum(other)) == key for other in done)

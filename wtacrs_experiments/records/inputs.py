@@ -1,7 +1,7 @@
 """What a run reads beside its config: other data, or other code of a plugin, is another run.
 
-The sums go into the config, and so into the name of the record. Rows of one's own have theirs from
-``wtacrs_experiments.run.own_task``; data of the hub have none.
+The sums go into the config, and so into the name of the record. Rows of one's own and those of the
+hub have theirs from ``wtacrs_experiments.run.own_task``.
 """
 
 from __future__ import annotations

@@ -92,6 +92,14 @@ def config_hash(
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def without_hub_sum(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` without the sum of rows that the hub had: only the run itself asks for it."""
+    task = config["task"]
+    if task.get("source") != "glue" or task.get("data_dir") is not None:
+        return config
+    return config | {"task": {key: task[key] for key in task if key != "data_sha256"}}
+
+
 def _as_before(kept: dict[str, Any], by_mode: bool, before_loss: bool) -> None:
     """Write what has another name or another place now as the first records had it, in place.
 

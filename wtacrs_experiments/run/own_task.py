@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 from wtacrs_experiments.config import RunConfig, TaskConfig
 from wtacrs_experiments.config.known import CLASSIFICATION, HUB, REGRESSION
 from wtacrs_experiments.config.task import OWN
-from wtacrs_experiments.records.inputs import identified
+from wtacrs_experiments.records.inputs import DIGITS, identified
 from wtacrs_experiments.run.files import read_splits
+from wtacrs_experiments.run.glue import TaskError
+from wtacrs_experiments.run.hub import read_hub
 from wtacrs_experiments.run.labels import labels_in
 from wtacrs_experiments.run.own_model import settled
 from wtacrs_experiments.run.ranks import world_size
@@ -21,17 +24,25 @@ from wtacrs_experiments.run.ranks import world_size
 LONGEST = 40  # characters: the name of a record, of which this is a part, has its limits
 
 
-def settle(config: RunConfig) -> RunConfig:
+def settle(config: RunConfig, asks_hub: bool = True) -> RunConfig:
     """What ``config`` says, with what a model and rows of one's own say themselves.
+
+    Args:
+        asks_hub: whether a task of the hub has the sum of its rows, too; they are loaded for it.
 
     Raises:
         UserError: they cannot be read.
     """
     config = identified(config)
+    task = settled_task(config.task)
+    if asks_hub and task.on_hub:
+        with suppress(TaskError):  # the run itself says what is missing, and keeps a record of it
+            rows = {split: [of.inputs, of.labels] for split, of in read_hub(task).items()}
+            task = replace(task, data_sha256=_sum(rows))
     return replace(
         config,
         model=settled(config.model, config.task.source == "sft"),
-        task=settled_task(config.task),
+        task=task,
         training=replace(config.training, world_size=world_size()),
     )
 
@@ -48,8 +59,8 @@ def settled_task(task: TaskConfig) -> TaskConfig:
     if task.source not in OWN:
         return task
     splits = read_splits(task)
-    told = json.dumps({key: [row for _, row in rows] for key, rows in splits.items()}, default=str)
-    found: dict[str, Any] = {"data_sha256": hashlib.sha256(told.encode()).hexdigest()[:16]}
+    rows = {key: [row for _, row in rows] for key, rows in splits.items()}
+    found: dict[str, Any] = {"data_sha256": _sum(rows)}
     if task.name == task.source:
         found["name"] = f"{task.name}_{_name(task.train_file or '')}"
     if task.label_column is not None:
@@ -59,6 +70,10 @@ def settled_task(task: TaskConfig) -> TaskConfig:
             found |= {"labels": labels, "score_range": scores}
         found["metrics"] = task.metrics or (CLASSIFICATION[:1] if labels else REGRESSION)
     return replace(task, **found)
+
+
+def _sum(rows: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()[:DIGITS]
 
 
 def _name(file: str) -> str:

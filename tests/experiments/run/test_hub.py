@@ -1,14 +1,19 @@
 """Rows of one's own that lie on the hub: by name, with one clear line where they cannot be had."""
 
+from dataclasses import replace
+
 import datasets
 import pytest
 
 from wtacrs_experiments.config import RunConfig, compose
+from wtacrs_experiments.plan.status import read_sweep
+from wtacrs_experiments.records.grid import is_done
+from wtacrs_experiments.records.record import config_hash, read_record
 from wtacrs_experiments.run import hub
 from wtacrs_experiments.run.files import read_splits
 from wtacrs_experiments.run.glue import TaskError
 from wtacrs_experiments.run.own_task import settled_task
-from wtacrs_experiments.run.runner import run
+from wtacrs_experiments.run.runner import RunError, run
 
 WORDS = ["good", "bad", "fine", "poor"]
 LABELS = datasets.Features(
@@ -102,6 +107,38 @@ def test_what_the_hub_lacks(name, message, on_hub):
     on_hub(train=train, none=table(0), test=unlabelled)
     with pytest.raises(TaskError, match=message):
         settled_task(config(name).task)
+
+
+def test_other_rows_of_a_task_on_the_hub_are_another_run(
+    make_config, tiny_overrides, monkeypatch, tmp_path, capsys
+):
+    """Of a folder saved by datasets in place of the hub. The same rows are the same run."""
+    done, given = [], ("task=rte", "model=minilm", "task.data_dir=null")
+    monkeypatch.setattr("wtacrs_experiments.run.runner.carry_out", lambda *_: done.append(1))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.load_from_disk(saved))
+    one = datasets.Dataset.from_dict({"sentence1": ["a"], "sentence2": ["b"], "label": [1]})
+    for i, label in enumerate((1, 1, 0)):
+        table = one.remove_columns("label").add_column("label", [label])
+        saved = str(tmp_path / str(i))
+        datasets.DatasetDict(train=one, validation=table).save_to_disk(saved)
+        run(make_config(*given))
+    assert (len(done), capsys.readouterr().out.count("completed before")) == (2, 1)
+    records = [read_record(path).config for path in tmp_path.glob("runs/*.json")]
+    assert len({config["task"]["data_sha256"] for config in records}) == 2
+    assert len({config_hash(config) for config in records}) == 2
+    asked = make_config(*given)
+    assert [is_done(asked), is_done(replace(asked, seed=1))] == [True, False]
+    for seed, missing in ((0, 0), (1, 1)):  # which asks no hub
+        tiny = [text for text in tiny_overrides if not text.startswith(("task=", "model="))]
+        there = read_sweep(tmp_path / "runs", [*given, *tiny, f"seed={seed}"])
+        assert len(there.found["missing"]) == missing
+
+
+def test_a_task_that_the_hub_does_not_give_is_a_failed_run(make_config, tmp_path):
+    with pytest.raises(RunError, match=r"'rte' could not be loaded from the hub"):
+        run(make_config("task=rte", "model=minilm", "task.data_dir=null"))
+    (path,) = tmp_path.glob("runs/*.json")
+    assert read_record(path).status == "failed"
 
 
 def test_without_a_network():
