@@ -19,10 +19,8 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ import torch
 
 import run as program
 from tests.faults.lines import OURS, Aim, Lines, lines_of
+from tests.faults.processes import in_a_process
 from wtacrs_experiments.config import RunConfig, compose
 from wtacrs_experiments.run import checkpoints, runner
 
@@ -46,6 +45,9 @@ VARIANTS = {
     "sweep": ("-m", "estimator=full,wtacrs", "memory=plain,lean", "training.group_by_length=true"),
     "sweep of LoRA": ("-m", "tuning=lora", "seed=0,1", "training.precision=bf16-autocast"),
 }
+# The processes of their own that it has are killed as well, at random moments.
+BY_JOBLIB = ("-m", "launcher=joblib", "hydra.launcher.n_jobs=2", "estimator=full,wtacrs")
+VARIANTS["sweep by joblib"] = (*BY_JOBLIB, "seed=0,1")
 SMALL = ("estimator=wtacrs", "task.max_train_rows=16", "training.checkpoint_steps=1")
 SMALL += ("training.save_model=true",)
 OF_EVERY_LINE = {
@@ -54,7 +56,8 @@ OF_EVERY_LINE = {
     "small, completed before": (*SMALL, "overwrite=true"),
     "small, damaged before": SMALL,
 }
-LONGEST = {"sweep": 8.0, "sweep of LoRA": 5.0}  # seconds until the latest kill; 3 for one run
+# Seconds until the latest kill; 3 for one run.
+LONGEST = {"sweep": 8.0, "sweep of LoRA": 5.0, "sweep by joblib": 25.0}
 
 
 def work(folder: Path, variant: str) -> None:
@@ -66,36 +69,6 @@ def work(folder: Path, variant: str) -> None:
         assert program.main() == 0
     else:
         runner.run(compose(RunConfig, overrides))
-
-
-def in_a_process(do: Callable[[], None], kill_after: float | None = None) -> bool:
-    """Whether ``do`` ended by itself, in a fork that is killed after so many seconds.
-
-    Raises:
-        AssertionError: it failed.
-    """
-    sys.stdout.flush()
-    if (child := os.fork()) == 0:
-        code = 1
-        try:
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 1)
-                os.dup2(nowhere.fileno(), 2)
-            do()
-            code = 0
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        deadline = time.monotonic() + kill_after
-        while time.monotonic() < deadline:
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                break
-            time.sleep(0.002)
-        else:
-            os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL), f"exit code {code}"
-    return code == 0
 
 
 def traced(folder: Path, variant: str, at: Aim | None) -> None:
@@ -160,18 +133,19 @@ def kill_all(random_kills: int, aimed_kills: int, seed: int, variants: tuple[str
     turn = 0
     while done["random"] < random_kills or done["aimed"] < aimed_kills:
         variant = variants[turn % len(variants)]
-        at = aims[variant][turn // len(variants) % len(aims[variant])]
         turn += 1
         if done["random"] < random_kills:
 
             def at_random(folder: Path, before: int, variant: str = variant) -> bool:
                 last = before >= 6  # or it may never be done
                 seconds = None if last else chance.uniform(0, LONGEST.get(variant, 3.0))
-                return in_a_process(lambda: work(folder, variant), seconds)
+                return in_a_process(lambda: work(folder, variant), seconds, chance)
 
             done["random"] += episode(expected[variant], variant, at_random)
             done["episodes"] += 1
-        if done["aimed"] < aimed_kills:
+        if done["aimed"] < aimed_kills and aims[variant]:
+            at = aims[variant].pop()
+            aims[variant].insert(0, at)
 
             def at_a_line(folder: Path, before: int, variant: str = variant, at: Aim = at) -> bool:
                 return in_a_process(lambda: traced(folder, variant, None if before else at))
