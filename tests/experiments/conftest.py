@@ -162,3 +162,12 @@ def add_run(make_record, folder):
         write_record(record, path)
 
     return write
+
+
+@pytest.fixture
+def model_config(make_config):
+    def make(*overrides):
+        task = "digits" if "model=digits_tiny" in overrides else "cola"
+        return make_config(f"task={task}", *overrides).model
+
+    return make

@@ -49,7 +49,6 @@ def in_a_process(
             os.kill(chance.choice(of) if chance else child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in (0, -signal.SIGKILL) or started, f"exit code {code}"
-    # What a killed sweep had begun ends by itself; its processes stay for five minutes, idle.
-    for one in psutil.wait_procs(started, timeout=20)[1]:
+    for one in psutil.wait_procs(started, timeout=20)[1]:  # idle, after what it had begun
         one.kill()
     return code == 0

@@ -20,10 +20,34 @@ RESUMED = (
 )
 
 
+class Cut(measure.StepTimer):
+    """Cuts a run off, once, ``at`` a step, an evaluation or the end."""
+
+    at = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        if state.global_step == self.at:
+            raise KeyboardInterrupt
+        name, _, step = str(self.at).partition(" at ")
+        if name in SIGNALS and step in ("", str(state.global_step)):
+            Cut.at = None
+            signal.raise_signal(getattr(signal, name))
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.at == f"evaluation at {state.global_step}":
+            Cut.at = None
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.at == "the end":
+            raise KeyboardInterrupt
+
+
 @pytest.fixture
 def train(make_config, monkeypatch, tmp_path):
     """Trains, maybe cut off, by a signal in the first step; returns record, losses, handle."""
-    losses, handles, cut = [], [], [None]
+    losses, handles = [], []
     training_step, save = Trainer.training_step, runner.save_memory
 
     def listen(*args, **kwargs):
@@ -31,31 +55,13 @@ def train(make_config, monkeypatch, tmp_path):
         losses.append(loss.item())
         return loss
 
-    class Cut(measure.StepTimer):
-        def on_step_end(self, args, state, control, **kwargs):
-            super().on_step_end(args, state, control, **kwargs)
-            if state.global_step == cut[0]:
-                raise KeyboardInterrupt
-            name, _, step = str(cut[0]).partition(" at ")
-            if name in SIGNALS and step in ("", str(state.global_step)):
-                cut[0] = None
-                signal.raise_signal(getattr(signal, name))
-
-        def on_prediction_step(self, args, state, control, **kwargs):
-            if cut[0] == f"evaluation at {state.global_step}":
-                cut[0] = None
-                signal.raise_signal(signal.SIGTERM)
-
-        def on_train_end(self, args, state, control, **kwargs):
-            if cut[0] == "the end":
-                raise KeyboardInterrupt
-
     monkeypatch.setattr(Trainer, "training_step", listen)
     monkeypatch.setattr(measure, "StepTimer", Cut)
+    monkeypatch.setattr(Cut, "at", None)
     monkeypatch.setattr(runner, "save_memory", lambda *a: handles.append(save(*a)) or handles[-1])
 
     def run(*overrides, folder="checkpoints", cut_after=None):
-        cut[0] = cut_after
+        Cut.at = cut_after
         losses.clear()
         config, record = make_config(*RESUMED, *overrides), RunRecord("failed", {})
         try:
