@@ -179,8 +179,9 @@ def _gate_draws(module: Any) -> bool:
     first = getattr(module, projections(module)[0])
     shared = {id(getattr(module, name)): getattr(module, name) for name in projections(module)}
     with unset_fake_temporarily(), torch.device("cpu"), torch.no_grad(), torch.random.fork_rng([]):
-        own = {id(p): nn.Parameter(torch.rand(p.shape)) for p in module.parameters()} | shared
-        gate = _gate_of(copy.deepcopy(module, own).train())
+        others = [p for p in module.parameters() if id(p) not in shared]  # few, but for theirs
+        own = {id(p): nn.Parameter(torch.rand(p.shape)) for p in others}
+        gate = _gate_of(copy.deepcopy(module, own | shared).train())
         y = torch.randn(64, first.shape[2 if module.is_transposed else 1])
         try:
             state, same = torch.get_rng_state(), torch.equal(gate(y), gate(y))

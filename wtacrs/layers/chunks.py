@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from wtacrs.layers import relu
-from wtacrs.layers.chains import NOT_BY_ROWS, chain_of, ends_of, leads_back, widens
 from wtacrs.layers.feed_forward import ChunkedForward, Deferred
 from wtacrs.layers.products import Verdicts, in_vain, last_linear
 from wtacrs.layers.relu import ReLUFeedForward
-from wtacrs.layers.trial import SHAPE, close_to, kind_of, one_step, settings_of, trial_copy
+from wtacrs.layers.trial import SHAPE, close_to, kind_of, one_step, trial_copy
 from wtacrs.swap import attends, in_blocks
+
+OF_THE_BLOCK = "feed-forward not in parts: its layers are the block's own"
 
 
 def chunk_feed_forward_(model: nn.Module, left: dict[str, list[str]] | None = None) -> list[str]:
@@ -23,39 +24,36 @@ def chunk_feed_forward_(model: nn.Module, left: dict[str, list[str]] | None = No
 
     Taken are, inside transformer blocks (members of an ``nn.ModuleList``), the outermost modules
     that hold linear layers from d to a wider width (or to two of them, one for a gate) and back and
-    treat each row by itself, norms and residuals included; pairs of ``intermediate`` and
-    ``output.dense``, as BERT and its likes have them, computed together in the latter; and such
-    layers with a module between them in a block that does more (``chains``), computed in the last.
+    treat each row by itself, norms and residuals included; and pairs of ``intermediate`` and
+    ``output.dense``, as BERT and its likes have them, computed together in the latter.
 
     Each kind is tried first, on a copy with a few random rows: output and gradients must be those
     of the plain module. So must they be with the last product left out of the second pass, or it
     is not left out.
 
     Args:
-        left: gets the modules with a feed-forward that stays whole: reason -> qualified names.
+        left: gets the blocks that hold such layers themselves, beside an attention, so that no
+            module has the feed-forward alone: reason -> qualified names.
 
     Returns:
         The qualified names of the modules that do it.
     """
     verdicts: dict[Any, _How | None] = {}
-    chains: dict[Any, tuple[str, ...] | str] = {}
     adapters: Verdicts = {}
     chosen: list[str] = []
     for name, module in in_blocks(model):
         if name.startswith(tuple(f"{one}." for one in chosen)) or "forward" in module.__dict__:
             continue
-        for part, *modules in _candidates(model, module, chains):
-            key = kind_of(*modules)
+        for candidate, before in _candidates(module):
+            key = kind_of(candidate, before)
             if key not in verdicts:
-                verdicts[key] = _try(modules, adapters)
+                verdicts[key] = _try(candidate, before, adapters)
             if (how := verdicts[key]) is not None:
-                _chunk(modules, how, adapters)
-                chosen.append(name + part)
-                break
-        else:
-            if left is not None and (why := chains.get(_kind_of_block(module))) is not None:
-                why = why if isinstance(why, str) else NOT_BY_ROWS
-                left.setdefault(f"{type(module).__name__}: {why}", []).append(name)
+                _chunk(candidate, before, how, adapters)
+                chosen.append(name if before is None else f"{name}.output.dense")
+    whole = [name for name, block in in_blocks(model) if _has_both(block)]
+    if left is not None and whole:
+        left[OF_THE_BLOCK] = whole
     return chosen
 
 
@@ -67,54 +65,48 @@ def restore_feed_forward_(model: nn.Module) -> None:
             del module.forward
 
 
-def _candidates(model: nn.Module, module: nn.Module, chains: dict[Any, Any]) -> Iterator[Any]:
-    """(what to add to the name of ``module``, modules called one after the other) of what may be a
-    feed-forward sublayer, in ``module`` or all of it; ``chains`` keeps what was seen in calls."""
-    linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+def _candidates(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    """(module, what comes before it) that may be a feed-forward sublayer, ``module`` or in it."""
     before, output = getattr(module, "intermediate", None), getattr(module, "output", None)
     first, last = getattr(before, "dense", None), getattr(output, "dense", None)
-    if isinstance(before, nn.Module) and isinstance(last, nn.Module) and widens(first):
-        yield ".output.dense", before, last
-    elif linears and widens(linears[0]) and _is_of_linears(module, linears):
-        yield "", module
-    ends = None if attends(module) else ends_of(module)
-    if ends is None:
+    if isinstance(before, nn.Module) and isinstance(last, nn.Module) and _widens(first):
+        yield last, before
         return
-    if (key := _kind_of_block(module)) not in chains:
-        chains[key] = chain_of(module, ends)
-    if isinstance(chain := chains[key], tuple):
-        parts = [module.get_submodule(name) for name in chain]
-        if not any("forward" in vars(part) or _is_shared(model, part) for part in parts):
-            yield f".{chain[-1]}", *parts
-
-
-def _kind_of_block(block: nn.Module) -> Any:
-    """What blocks have in common; their attentions know their place, which makes no difference."""
-    own = (type(block), settings_of(block))
-    return str(own) + kind_of(*(child for child in block.children() if not attends(child)))
-
-
-def _is_of_linears(module: nn.Module, linears: list[nn.Linear]) -> bool:
-    """Whether of its layers one leads back from the first, and it has no other matrices: experts,
-    say, and a router of which a hook takes the logits."""
+    linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     inside = {p for layer in linears for p in layer.parameters(recurse=False)}
-    others = any(p.dim() > 1 and p not in inside for p in module.parameters())
-    return not others and any(leads_back(linears[0], other) for other in linears)
+    if any(p.dim() > 1 and p not in inside for p in module.parameters()):
+        return  # experts, say, and a router of which a hook takes the logits
+    if linears and _widens(linears[0]) and any(_fits(linears[0], other) for other in linears):
+        yield module, None
 
 
-def _is_shared(model: nn.Module, part: nn.Module) -> bool:
-    """Whether several modules call it their own."""
-    return sum(part in {*module.children()} for module in model.modules()) > 1
+def _has_both(block: nn.Module) -> bool:
+    """Whether an attention and a feed-forward's layers are its children."""
+    children: list[Any] = [*block.children()]
+    layers = [one for one in children if hasattr(one, "out_features")]  # adapters, too
+    wide = [one for one in layers if one.out_features > one.in_features]
+    pair = any(_fits(first, last) for first in wide for last in layers)
+    return pair and any(map(attends, children))
+
+
+def _widens(first: Any) -> bool:
+    return isinstance(first, nn.Linear) and first.out_features > first.in_features
+
+
+def _fits(first: Any, last: Any) -> bool:
+    widths = first.out_features, first.out_features / 2  # a gate may halve it
+    return last.in_features in widths and bool(last.out_features == first.in_features)
 
 
 _How = tuple[bool, bool]  # what is made in vain is left out; the ReLU's first product, too
 
 
-def _chunk(modules: Sequence[nn.Module], how: _How, adapters: Verdicts) -> ChunkedForward:
-    *before, module = modules
+def _chunk(
+    module: nn.Module, before: nn.Module | None, how: _How, adapters: Verdicts
+) -> ChunkedForward:
     module.forward = run = ChunkedForward(module, before)
-    for one in before:
-        one.forward = Deferred()
+    if before is not None:
+        before.forward = Deferred()
     skips, of_relu = how
     if skips:
         run.in_vain = in_vain(last_linear(run.modules()), adapters)
@@ -125,11 +117,12 @@ def _chunk(modules: Sequence[nn.Module], how: _How, adapters: Verdicts) -> Chunk
     return run
 
 
-def _try(modules: list[nn.Module], adapters: Verdicts) -> _How | None:
+def _try(module: nn.Module, before: nn.Module | None, adapters: Verdicts) -> _How | None:
     """How the sublayer can be chunked, or None if it cannot."""
     real, cpu = unset_fake_temporarily(), torch.device("cpu")  # in a plan, too
     with real, cpu, torch.random.fork_rng(devices=[]), torch.enable_grad():
-        call = nn.Sequential(*trial_copy(*modules))
+        trial = trial_copy(module, before)
+        call = _whole(*trial)
         width = next(m.in_features for m in call.modules() if isinstance(m, nn.Linear))
         generator = torch.Generator().manual_seed(1)
         x, dy = torch.randn(2, *SHAPE, width, generator=generator)  # (b, t, i)
@@ -144,14 +137,18 @@ def _try(modules: list[nn.Module], adapters: Verdicts) -> _How | None:
         if not all(map(torch.equal, buffers, call.buffers())):
             return None  # statistics of the batch, say, which parts would take of themselves
         for how in ((True, True), (True, False), (False, False)):
-            trial = trial_copy(*modules)
-            if how[1] and not any(relu.fits(part) for part in trial[-1].modules()):
+            trial = trial_copy(module, before)
+            if how[1] and not any(relu.fits(part) for part in trial[0].modules()):
                 continue
-            _chunk([*trial], how, adapters).least_parts = len(x)
-            call = nn.Sequential(*trial)
+            _chunk(*trial, how, adapters).least_parts = len(x)
+            call = _whole(*trial)
             if all(map(close_to, one_step(call, call, x, dy), expected)):
                 return how
     return None
+
+
+def _whole(module: nn.Module, before: nn.Module | None) -> nn.Module:
+    return module if before is None else nn.Sequential(before, module)
 
 
 def _is_row_wise(call: nn.Module, x: Tensor) -> bool:

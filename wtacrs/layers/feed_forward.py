@@ -12,7 +12,7 @@ number is replayed from the generators' states, part by part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -137,12 +137,12 @@ class ChunkedForward(OwnForward):
 
     Args:
         module: computes the sublayer, or its last product alone where
-        before: compute what comes before that; they then hand their input on (``Deferred``).
+        before: computes what comes before that; it then hands its input on (``Deferred``).
     """
 
-    def __init__(self, module: nn.Module, before: Sequence[nn.Module] = ()) -> None:
+    def __init__(self, module: nn.Module, before: nn.Module | None = None) -> None:
         super().__init__(module)
-        self._before = [OwnForward(one) for one in before]
+        self._before = None if before is None else OwnForward(before)
         linears = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
         self.width = max(layer.out_features for layer in linears)
         self.features = linears[0].in_features
@@ -152,13 +152,14 @@ class ChunkedForward(OwnForward):
 
     def modules(self) -> list[nn.Module]:
         """All modules of the sublayer, in the order in which they are registered."""
-        before = [part for one in self._before for part in one.module.modules()]
+        before = [] if self._before is None else self._before.module.modules()
         return [*before, *self.module.modules()]
 
     def plain(self, x: Tensor) -> Tensor:
         """What the sublayer computes of ``x`` (..., i)."""
-        for one in self._before:
-            x = type(one.module).forward(one.module, x)
+        if self._before is not None:
+            before = self._before.module
+            x = type(before).forward(before, x)
         forward = self.module.__dict__.get("forward")
         if isinstance(forward, FrozenForward):  # it is itself the layer that is left out
             return forward(x)
@@ -175,12 +176,12 @@ class ChunkedForward(OwnForward):
         return self.plain(x)
 
     def _check(self, x: Tensor) -> None:
-        for before in (one.module for one in self._before):
-            if before.__dict__["forward"].handed() is not x:
-                raise RuntimeError(
-                    f"{type(before).__name__} is not followed by its output layer at once, so they "
-                    "cannot be computed together; leave this model's feed-forward sublayers whole"
-                )
+        before = None if self._before is None else self._before.module
+        if before is not None and before.__dict__["forward"].handed() is not x:
+            raise RuntimeError(
+                f"{type(before).__name__} is not followed by its output layer at once, so the two "
+                "cannot be computed together; leave this model's feed-forward sublayers whole"
+            )
 
     def count(self, x: Tensor) -> int:
         """The number of parts for ``x``."""

@@ -90,7 +90,7 @@ def gate_(model: nn.Module) -> list[str]:
     for name, module in in_blocks(model):
         if "forward" in module.__dict__ or not any(_ways(module)):
             continue
-        key = kind_of(module)
+        key = kind_of(module, None)
         if key not in verdicts:
             verdicts[key] = next((way for way in _ways(module) if _proves(module, way)), None)
         if (way := verdicts[key]) is not None:
@@ -129,7 +129,7 @@ def _ways(module: nn.Module) -> Iterator[Parts]:
 def _proves(module: nn.Module, way: Parts) -> bool:
     real, cpu = unset_fake_temporarily(), torch.device("cpu")  # in a plan, too
     with real, cpu, torch.random.fork_rng(devices=[]), torch.enable_grad():
-        plain, ours = (trial_copy(module)[0] for _ in range(2))
+        plain, ours = (trial_copy(module, None)[0] for _ in range(2))
         ours.forward = GatedForward(ours, way)
         width: int = getattr(module, way.wide[0]).in_features
         x, dy = torch.randn(2, *SHAPE, width, generator=torch.Generator().manual_seed(1))

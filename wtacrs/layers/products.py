@@ -137,7 +137,7 @@ def in_vain(last: nn.Module | None, verdicts: Verdicts) -> list[nn.Module]:
         return []
     if isinstance(last, nn.Linear):
         return [last] if isinstance(last, SampledLinear) or is_frozen(last) else []
-    if (key := kind_of(last)) not in verdicts:
+    if (key := kind_of(last, None)) not in verdicts:
         verdicts[key] = _try(last)
     return [last.get_submodule(name) for name in verdicts[key]]
 
@@ -163,7 +163,7 @@ def _try(adapter: nn.Module) -> list[str]:
 
 def _step(adapter: Any, without: list[str]) -> list[Tensor | None]:
     """Gradients of a step of a copy of ``adapter`` that leaves these products out."""
-    call = trial_copy(adapter)[0]
+    call, _ = trial_copy(adapter, None)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(*SHAPE, adapter.in_features, generator=generator)  # (b, t, i)
     dy = torch.randn(*SHAPE, adapter.out_features, generator=generator)  # (b, t, o)

@@ -16,17 +16,17 @@ from wtacrs.sampling.sampler import Sampler
 SHAPE = 3, 5  # samples by tokens with which a module is tried, each sample in its own part
 
 
-def kind_of(*modules: nn.Module) -> str:
+def kind_of(module: nn.Module, before: nn.Module | None) -> Any:
     """What sublayers that are alike have in common."""
-    parts = [part for module in modules for part in module.modules()]
+    parts = [*([] if before is None else before.modules()), *module.modules()]
     shapes = [
         [(tuple(p.shape), p.requires_grad) for p in part.parameters(recurse=False)]
         for part in parts
     ]
-    return str([*zip(map(type, parts), shapes, map(settings_of, parts), strict=True)])
+    return str([*zip(map(type, parts), shapes, map(_settings, parts), strict=True)])
 
 
-def settings_of(module: nn.Module) -> list[tuple[str, Any]]:
+def _settings(module: nn.Module) -> list[tuple[str, Any]]:
     """What else may decide what a module computes; functions by identity."""
     ours = ("name", "sampler") if isinstance(module, SampledLinear) else ()
     own = {key: value for key, value in vars(module).items() if key not in ours}
@@ -35,21 +35,22 @@ def settings_of(module: nn.Module) -> list[tuple[str, Any]]:
     return sorted((plain | called).items())
 
 
-def trial_copy(*modules: nn.Module) -> nn.ModuleList:
-    """Copies with random float32 weights on the CPU, whatever the weights are, and budget 1."""
-    together = nn.ModuleList(modules)
+def trial_copy(module: nn.Module, before: nn.Module | None) -> tuple[nn.Module, nn.Module | None]:
+    """A copy with random float32 weights on the CPU, whatever the weights are, and budget 1."""
+    pair = nn.ModuleList([m for m in (before, module) if m is not None])
     generator = torch.Generator().manual_seed(0)
     instead: dict[int, Any] = {}
-    for p in together.parameters():
+    for p in pair.parameters():
         values = torch.randn(p.shape, generator=generator).mul_(0.3)
         if p.dim() == 1:  # norms divide by their weights
             values = values.abs_().add_(0.5)
         instead[id(p)] = nn.Parameter(values, p.requires_grad)
-    for layer in together.modules():
+    for layer in pair.modules():
         if isinstance(layer, SampledLinear):  # the history of its sampler is not copied
             exact = replace(layer.sampler.config, budget=1.0)
             instead.setdefault(id(layer.sampler), Sampler(exact, [], {}))
-    return copy.deepcopy(together, instead).train()
+    copied: Any = copy.deepcopy(pair, instead).train()
+    return copied[-1], copied[0] if before is not None else None
 
 
 def one_step(

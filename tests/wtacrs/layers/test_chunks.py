@@ -6,9 +6,10 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+from transformers import OPTConfig, OPTForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from tests.wtacrs.tiny import (
     assert_same_step,
@@ -89,6 +90,19 @@ class FeedForward(nn.Module):
 )
 def test_what_is_not_row_by_row_stays(kind):
     assert chunk_feed_forward_(nn.ModuleList([FeedForward(kind)])) == []
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_what_a_block_holds_itself_is_told(adapters):
+    """OPT's fc1 and fc2, under adapters, too; a model of modules alone is not told of."""
+    sizes = {"hidden_size": 16, "ffn_dim": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+    model = OPTForCausalLM(OPTConfig(vocab_size=50, word_embed_proj_dim=16, **sizes))
+    if adapters:
+        model = get_peft_model(model, LoraConfig(target_modules=["fc1", "fc2"]))
+    assert chunk_feed_forward_(model, left := {}) == []
+    assert [len(names) for names in left.values()] == [2]
+    chunk_feed_forward_(tiny_llama(), left := {})
+    assert left == {}
 
 
 def test_what_does_not_widen_stays():
