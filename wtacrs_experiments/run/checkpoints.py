@@ -184,7 +184,9 @@ def keep_last_checkpoint(folder: Path) -> Path | None:
         elif (why := damage(path)) is None:
             last = path
         else:
-            aside = path.rename(path.with_name(f"damaged-{path.name}"))
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)  # of the same step, damaged before
+            path.rename(aside)
             print(f"a damaged checkpoint is set aside: {aside} ({why})")
     return last
 

@@ -180,6 +180,7 @@ def test_damaged_checkpoint_is_set_aside(train, tmp_path, capsys, file, damage):
     _, losses, _ = train("training.checkpoint_steps=2", cut_after=3)
     folder = tmp_path / "checkpoints"
     shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-4")
+    shutil.copytree(folder / "checkpoint-2", folder / "damaged-checkpoint-4")  # once before
     content = (folder / "checkpoint-4" / file).read_bytes()
     if damage == "gone":
         (folder / "checkpoint-4" / file).unlink()
