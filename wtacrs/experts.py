@@ -43,7 +43,7 @@ from wtacrs.swap import OwnForward, in_blocks, why_not_chosen
 # What ``use_experts_implementation`` says of a module.
 LAYOUT = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel")
 DRAWING = _DropoutNd, nn.RReLU  # what may be in a gate
-GATE_STAYS = "its gate learns or draws, so that it is not computed again"
+GATE_STAYS = "its gate learns, draws or cannot be tried, so that it is not computed again"
 
 
 class SampledExperts(OwnForward):

@@ -6,8 +6,7 @@ backward passes are remembered twice:
 - per token position, a running mean over the batches: a few kB, good from the second batch on;
 - per training sample and token, the last value seen: a host table of bf16, good from the second
   epoch on. Its bytes are reported by ``host_bytes``. What has changed since weighs most where it
-  was small: a row that is drawn too rarely has a large scale. The logarithm of a norm keeps about
-  half of its distance from the position's mean over an epoch, hence "shrunk".
+  was small: a row that is drawn too rarely has a large scale, hence "shrunk".
 
 Layers that read the same input share one estimate, sqrt(sum_l ||dY_l,n||^2), the optimum for the
 product of X with their stacked dY; it is filed under the first of these layers. All inputs are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -19,6 +20,12 @@ from wtacrs_experiments.config.rules import nearest, wrong
 from wtacrs_experiments.errors import UserError
 
 OF_RUNS = ("experiment", "launcher")  # groups that are no part of a run's config
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """``--config-dir``, as Hydra's own of ``run``; it may come more than once."""
+    told = "a folder beside conf/, as run has it"
+    parser.add_argument("-cd", "--config-dir", type=Path, action="append", default=[], help=told)
 
 
 def check_arguments(

@@ -15,12 +15,12 @@ import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from wtacrs_experiments.config.arguments import add_folders
 from wtacrs_experiments.errors import one_line
 from wtacrs_experiments.plan.advice import advice
 from wtacrs_experiments.plan.grid import settings
@@ -88,14 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-m", "--multirun", action="store_true", help="a grid, even of one point")
-    parser.add_argument(
-        "-cd",
-        "--config-dir",
-        type=Path,
-        action="append",
-        default=[],
-        help="a folder beside conf/, as run has it",
-    )
+    add_folders(parser)
     parser.add_argument("overrides", nargs="*", help="model=t5_base memory=lean budget=0.3 ...")
     options = parser.parse_intermixed_args(arguments)
     results = {}

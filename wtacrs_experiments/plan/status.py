@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 from wtacrs_experiments.config import RunConfig, as_record, compose
-from wtacrs_experiments.config.arguments import check_arguments, grid
+from wtacrs_experiments.config.arguments import add_folders, check_arguments, grid
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.records.claims import SUFFIX, is_alive, read_claim
 from wtacrs_experiments.records.label import label_of
@@ -138,14 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*", help="as given to run.py -m, say seed=0,1,2")
-    parser.add_argument(
-        "-cd",
-        "--config-dir",
-        type=Path,
-        action="append",
-        default=[],
-        help="a folder beside conf/, as run has it",
-    )
+    add_folders(parser)
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
     sweep = read_sweep(options.folder, options.overrides, options.config_dir)
