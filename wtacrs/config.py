@@ -12,7 +12,7 @@ from wtacrs.sampling.estimators import ESTIMATORS, check_budget, check_estimator
 
 Pattern = Sequence[str] | Callable[[str], bool]
 
-GRAD_NORM_SOURCES = ("none", "position", "sample", "auto", "shrunk")
+GRAD_NORM_SOURCES = ("none", "position", "sample", "auto", "defensive")
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class SamplingConfig:
             "none": nowhere, the weights are ||X_n|| alone; "position": the running mean of the
             row's token position; "sample": the row's own norm when its sample was last seen (a
             host table with an entry per training sample and token), the mean of all for samples
-            not yet seen; "auto": "sample", but "position" for samples not yet seen; "shrunk":
-            "auto", with the row's own norm, which is an epoch old, drawn half of the way to that
-            of its position (their geometric mean).
+            not yet seen; "auto": "sample", but "position" for samples not yet seen; "defensive":
+            "auto", with a row's own norm, which is an epoch old, guarded against what has changed
+            since (see ``wtacrs.sampling.grad_norms``): for regression, above all.
         floor: share of the probability that is spread evenly over the valid rows, in [0, 1). Above
             zero it keeps the estimate unbiased when a stale gradient norm is zero, and bounds
             every scale.

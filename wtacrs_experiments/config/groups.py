@@ -107,8 +107,8 @@ class EstimatorConfig:
     """How rows are picked; the fields are those of ``wtacrs.SamplingConfig``."""
 
     name: str
-    # ||dY_n||: auto is the row's own of the last epoch, else its position's running mean; shrunk
-    # the geometric mean of both.
+    # ||dY_n||: auto is the row's own of the last epoch, else its position's running mean; defensive
+    # allows for its age.
     grad_norms: str = "auto"
     floor: float = 0.01  # share of the probability spread evenly
     include: tuple[str, ...] | None = None  # glob patterns; null: every linear layer in a block

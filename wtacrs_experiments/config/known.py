@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 ESTIMATORS = ("full", "uniform", "crs", "deterministic", "wtacrs", "wtacrs_exact", "pps")
-GRAD_NORMS = ("none", "position", "sample", "auto", "shrunk")
+GRAD_NORMS = ("none", "position", "sample", "auto", "defensive")
 CENTRES = ("none", "classes", "lowrank")
 LOSSLESS = ("norm", "dropout", "relu", "gate", "loss")
 GELU = ("exact", "rounded")

@@ -30,7 +30,7 @@ SOURCES = {  # of gradient norms, and how figures call them
     "position": "position",
     "sample": "sample",
     "auto": "auto",
-    "shrunk": "shrunk",
+    "defensive": "defensive",
     "oracle": "late selection:\ntrue norms",
 }
 Probes = dict[str, list[dict[str, Any]]]

@@ -67,11 +67,26 @@ def test_seen_samples_by_table_and_others_by_mean(source, unseen):
     torch.testing.assert_close(estimate(norms, 2, 3, torch.tensor([1, 2])), expected)
 
 
-def test_an_own_norm_that_is_drawn_to_its_position():
-    """Geometric means of what was seen of sample 2 and of sqrt(mean of squares) at its position."""
-    norms = observed("shrunk", (4, 3), [(torch.tensor([2, 0]), None, [[1.0, 0.0], [3.0, 4.0]])])
-    expected = torch.tensor([5**0.5, 8**0.5, 6.5**0.5, 5**0.25, 0.0, 6.5**0.5])
+def test_an_old_norm_is_guarded():
+    """Seen of sample 2: (1, 0). The size of what was seen, 1, goes 0.3 of the way to that of the
+    first position, where it had a norm, and a tenth gives way to its positions' (5, 8) ** 0.5."""
+    norms = observed("defensive", (4, 3), [(torch.tensor([2, 0]), None, [[1.0, 0.0], [3.0, 4.0]])])
+    first = 0.9 * (0.7 * 1 + 0.3 * 5) ** 0.5 + 0.1 * 5**0.5
+    expected = torch.tensor([5**0.5, 8**0.5, 6.5**0.5, first, 0.1 * 8**0.5, 6.5**0.5])
     torch.testing.assert_close(estimate(norms, 2, 3, torch.tensor([1, 2])), expected)
+
+
+def test_a_guarded_norm_bounds_what_a_row_can_cost():
+    """A sample whose gradients were zero an epoch ago is drawn a tenth as often as its positions
+    say, in a sample of tiny norms too, whose squares vanish in float32."""
+    for then in (0.0, 1e-25):
+        batches = [
+            (torch.tensor([0]), None, [[then, then]]),
+            (torch.tensor([1]), None, [[3.0, 4.0]]),
+        ]
+        norms = observed("defensive", (2, 2), batches)
+        mean = estimate(observed("position", batches=batches), 1, 2)
+        assert (estimate(norms, 1, 2, torch.tensor([0])) >= 0.0999 * mean).all()
 
 
 @pytest.mark.parametrize("source", ["position", "none"])
