@@ -49,9 +49,17 @@ def new(name: str) -> nn.Module:
 
 
 def training_step(
-    model: nn.Module, b: int, handle: Handle | None = None, tokens: int = 128
+    model: nn.Module,
+    b: int,
+    handle: Handle | None = None,
+    tokens: int = 128,
+    autocast: bool = False,
 ) -> Callable[[], None]:
-    """One full training step on a batch of ``b`` random sequences of ``tokens`` tokens."""
+    """One full training step on a batch of ``b`` random sequences of ``tokens`` tokens.
+
+    Args:
+        autocast: the forward pass in bf16, weights in float32.
+    """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     high = min(int(cast(Any, model.config).vocab_size), 20000)
@@ -65,7 +73,9 @@ def training_step(
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
     def step() -> None:
-        model(**batch).loss.backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            loss = model(**batch).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

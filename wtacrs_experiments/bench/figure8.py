@@ -1,11 +1,11 @@
 """Samples a second against batch size until memory ends, as Figure 8 of the paper shows it.
 
 python -m wtacrs_experiments.bench.figure8 model=bert_base --limit 8GiB. Values are those of
-conf/plan.yaml, weights are random. For each method the batch grows, 1, 2, 4, ..., to the largest
-that the planner says fits the limit (on CUDA: the card's memory, and where it ends before, the
-point is null). Each step is paired, alternating, with one reference: the full step at a small batch
-that stays the same. So a point is a ratio of samples a second, whatever else the machine does. The
-record is outputs/bench/figure8-<model>.json, or below --output;
+conf/plan.yaml (precision=bf16-autocast, say), weights are random. For each method the batch grows,
+1, 2, 4, ..., to the largest that the planner says fits the limit (on CUDA: the card's memory, and
+where it ends before, the point is null). Each step is paired, alternating, with one reference: the
+full step at a small batch that stays the same. So a point is a ratio of samples a second, whatever
+else the machine does. The record is outputs/bench/figure8-<model>.json, or below --output;
 ``wtacrs_experiments.reports.figure8`` draws it beside the paper's.
 """
 
@@ -57,9 +57,12 @@ def stepper(config: PlanConfig, largest: int) -> Callable[[int], Callable[[], No
     torch.manual_seed(0)
     model = new_model(config.model).to(DEVICE).train()
     tune(model, config.tuning)
+    if config.precision == "bf16":
+        model.bfloat16()
+    autocast = config.precision == "bf16-autocast"
     handle = save_memory(model, config, largest, config.max_length)
     sampled = handle if handle.sampler is not None else None
-    return lambda b: training_step(model, b, sampled, config.max_length)
+    return lambda b: training_step(model, b, sampled, config.max_length, autocast)
 
 
 def curve(
@@ -102,6 +105,7 @@ def measure(overrides: Sequence[str], limit: int, b: int, pairs: int) -> dict[st
         "bench": "figure8",
         "model": config.model.name,
         "max_length": config.max_length,
+        "precision": config.precision,
         "limit_bytes": limit,
         "reference_batch_size": b,
         "methods": methods,

@@ -52,12 +52,14 @@ def our_points(folder: Path) -> pd.DataFrame:
     """
     rows = []
     for record in _records(folder):
+        precision = record.get("precision", "fp32")
+        model = record["model"] + ("" if precision == "fp32" else f", {precision}")
         for method, found in record["methods"].items():
             for point in found["points"]:
                 relative = point["relative_samples_per_second"]
                 rows.append(
                     {
-                        "model": record["model"],
+                        "model": model,
                         "method": method,
                         "batch_size": point["batch_size"],
                         "samples": None if relative is None else relative["median"],

@@ -72,6 +72,27 @@ def test_sampled_steps_sample():
 
 
 @pytest.mark.parametrize(
+    ("precision", "weights", "products"),
+    [
+        ("fp32", torch.float32, torch.float32),
+        ("bf16-autocast", torch.float32, torch.bfloat16),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_steps_are_of_the_precision_asked_for(precision, weights, products, monkeypatch):
+    seen = set()
+
+    def linear(x, weight, bias=None, plain=torch.nn.functional.linear):
+        y = plain(x, weight, bias)
+        seen.add((weight.dtype, y.dtype))
+        return y
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    figure8.stepper(figure8.setting([*TINY, f"precision={precision}"], "full"), 1)(1)()
+    assert seen == {(weights, products)}
+
+
+@pytest.mark.parametrize(
     ("given", "message"), [("--limit=1KiB", "no memory"), ("--limit=100MB", "")]
 )
 def test_limits(given, message, tmp_path, capsys, monkeypatch):
