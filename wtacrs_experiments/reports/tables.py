@@ -18,6 +18,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from wtacrs_experiments.config import EstimatorConfig
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.reports.commits import commit_note
 from wtacrs_experiments.reports.latex import latex
@@ -31,7 +32,8 @@ _WORDS = ("task", "model", "tuning", "estimator", "memory", "settings", "metric"
 
 def display(table: pd.DataFrame, protocol: str = "paper") -> pd.DataFrame:
     """The aggregated table as text cells, in the paper's manner; scores × 100, perplexity as is."""
-    ambiguous = table.duplicated(["task", "model", "tuning", "estimator", "budget", "memory"]).any()
+    names = ["task", "model", "tuning", "estimator", "budget", "grad_norms", "memory"]
+    ambiguous = table.duplicated(names).any()
     # The paper's scores are those of the best epoch, so they stand beside no other.
     published = paper_scores(table) if protocol == "paper" else pd.Series(MISSING, table.index)
     rows = []
@@ -42,7 +44,7 @@ def display(table: pd.DataFrame, protocol: str = "paper") -> pd.DataFrame:
                 "task": row["task"],
                 "model": row["model"],
                 "tuning": row["tuning"],
-                "estimator": "full" if full else f"{row['estimator']}@{row['budget']:g}",
+                "estimator": "full" if full else _estimator(row),
                 "memory": row["memory"],
                 # Only where names do not tell rows apart: the hashes, as in the CSV.
                 **({"settings": f"{row['settings']} {row['method']}"} if ambiguous else {}),
@@ -66,6 +68,13 @@ def display(table: pd.DataFrame, protocol: str = "paper") -> pd.DataFrame:
 
 def _cell(value: Any, text: str) -> str:
     return MISSING if value is None or pd.isna(value) else text.format(value)
+
+
+def _estimator(row: pd.Series) -> str:
+    """Its name and budget, and where gradient norms come from if that was chosen: "wtacrs@0.3"."""
+    source = row["grad_norms"]
+    usual = pd.isna(source) or source == EstimatorConfig.grad_norms
+    return f"{row['estimator']}@{row['budget']:g}" + ("" if usual else f", {source}")
 
 
 def _score(row: pd.Series, name: str) -> str:

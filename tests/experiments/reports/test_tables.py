@@ -93,6 +93,14 @@ def test_other_settings_are_another_row(override, add_run, folder):
     assert not text.duplicated().any()  # and the two can be told apart
 
 
+def test_a_choice_of_gradient_norms_is_named(add_run, folder):
+    add_run()
+    add_run("estimator.grad_norms=defensive")
+    text = display(aggregate(load_runs(folder)))
+    assert sorted(text["estimator"]) == ["wtacrs@0.3", "wtacrs@0.3, defensive"]
+    assert "settings" not in text
+
+
 def test_ratios_are_within_the_same_settings(two_seeds, add_run, folder):
     add_run("training.learning_rate=0.5")
     ratios = {row["score"]: row["peak_bytes_full_ratio"] for row in rows(folder)}
