@@ -130,7 +130,7 @@ endef
 FIGURE8 ?=
 FIGURE8_laptop = bert_base t5_small
 FIGURE8_paper = t5_large t5_3b
-figure8: $(STAMP) ## samples/s against batch size until memory ends (hours, a quiet machine; SCALE=laptop|paper)
+figure8: $(STAMP) ## samples/s against batch size until memory ends (hours, a quiet machine; goes on where it stopped)
 	for model in $(FIGURE8_$(SCALE)); do \
 		HF_HUB_OFFLINE=1 THP_MEM_ALLOC_ENABLE=1 $(PY) -m wtacrs_experiments.bench.figure8 model=$$model $(FIGURE8) \
 			--output results/bench || exit 1; done

@@ -5,13 +5,15 @@ conf/plan.yaml (precision=bf16-autocast, say), weights are random. For each meth
 1, 2, 4, ..., to the largest that the planner says fits the limit (on CUDA: the card's memory, and
 where it ends before, the point is null). Each step is paired, alternating, with one reference: the
 full step at a small batch that stays the same. So a point is a ratio of samples a second, whatever
-else the machine does. The record is outputs/bench/figure8-<model>.json, or below --output;
+else the machine does. The record is outputs/bench/figure8-<model>.json, or below --output; it is
+written after each method, and the same command goes on where it stopped.
 ``wtacrs_experiments.reports.figure8`` draws it beside the paper's.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +29,8 @@ from wtacrs_experiments.config.roots import parse_bytes
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.plan.rehearsal import Rehearsal
 from wtacrs_experiments.plan.search import largest_batch
+from wtacrs_experiments.records.code import BENCHES, code_hash
+from wtacrs_experiments.records.provenance import provenance
 from wtacrs_experiments.run.memory import save_memory
 from wtacrs_experiments.run.models import new_model
 from wtacrs_experiments.run.tuning import tune
@@ -39,6 +43,7 @@ METHODS = {  # WTA-CRS is all that the authors' code does: sampled attention, no
     "WTA-CRS@0.1": ("estimator=wtacrs", "memory=paper", "budget=0.1"),
     "leanest@0.3": ("estimator=pps", "memory=leanest", "budget=0.3"),
 }
+MACHINE = ("packages", "device_name", "cpu", "threads")  # of provenance
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -94,25 +99,52 @@ def curve(
     return {"largest_batch": largest, "points": points}
 
 
-def measure(overrides: Sequence[str], limit: int, b: int, pairs: int) -> dict[str, Any]:
-    """What is recorded: every method of one model, against the full step at batch ``b``."""
+def measure(
+    overrides: Sequence[str], limit: int, b: int, pairs: int, folder: Path, overwrite: bool = False
+) -> Path:
+    """Every method of one model, against the full step at batch ``b``; kept as they come.
+
+    Args:
+        folder: of the record, whose path is given back.
+        overwrite: what is in it is measured again, too.
+    """
     config = setting(overrides, FULL)
-    reference, methods = stepper(config, b)(b), {}
-    for method in METHODS:
-        print(method)
-        methods[method] = curve(setting(overrides, method), limit, reference, b, pairs)
-    return {
+    path = folder / f"figure8-{config.model.name}.json"
+    of = {
         "bench": "figure8",
         "model": config.model.name,
+        "overrides": [*overrides],
         "max_length": config.max_length,
         "precision": config.precision,
         "limit_bytes": limit,
         "reference_batch_size": b,
-        "methods": methods,
+        "pairs": pairs,
     }
+    methods = {} if overwrite else measured_before(of, path)
+    left = [method for method in METHODS if method not in methods]
+    reference = stepper(config, b)(b) if left else None
+    for method in left:
+        print(method)
+        assert reference is not None
+        methods[method] = curve(setting(overrides, method), limit, reference, b, pairs)
+        keep({**of, "methods": methods}, path)
+    return path
 
 
-@one_line()
+def measured_before(of: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The methods in the record at ``path``; none unless all else is as it would be now."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        now, then = provenance(), record["provenance"]
+        same = all(then[key] == now[key] for key in MACHINE)
+        same &= record["code"] == code_hash(BENCHES) and {**record, **of} == record
+        methods: dict[str, Any] = record["methods"] if same else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return methods
+
+
+@one_line(interrupted="interrupted; the same command goes on")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m wtacrs_experiments.bench.figure8",
@@ -124,15 +156,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reference", type=int, default=4, help="batch of the reference step")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--output", type=Path, default=OUTPUT)
-    options = parser.parse_args(arguments)
+    parser.add_argument("--overwrite", action="store_true", help="measure all methods again")
+    options = parser.parse_intermixed_args(arguments)
     if options.limit is None and DEVICE == "cuda":
         limit = torch.cuda.get_device_properties(0).total_memory
     else:
         limit = parse_bytes(options.limit or "8GiB")
-    found = measure(options.overrides, limit, options.reference, options.pairs)
-    path = options.output / f"figure8-{found['model']}.json"
-    keep(found, path)
-    print(path)
+    given = options.overrides, limit, options.reference, options.pairs, options.output
+    print(measure(*given, options.overwrite))
     return 0
 
 

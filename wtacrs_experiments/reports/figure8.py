@@ -76,10 +76,15 @@ def our_points(folder: Path) -> pd.DataFrame:
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     paths = sorted(folder.glob("figure8-*.json"))
-    return [_whole(path) for path in paths]
+    return [read_measured(path) for path in paths]
 
 
-def _whole(path: Path) -> dict[str, Any]:
+def read_measured(path: Path) -> dict[str, Any]:
+    """A record of ``wtacrs_experiments.bench.figure8``.
+
+    Raises:
+        UserError: it is none.
+    """
     try:
         record: dict[str, Any] = parse(path.read_text(encoding="utf-8"))
         _ = str(record["model"]), record["provenance"].get("git_commit")

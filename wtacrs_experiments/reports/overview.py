@@ -17,6 +17,7 @@ from wtacrs_experiments.config import ROOT
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.grid import cells, configs, is_done, load_grid
 from wtacrs_experiments.records.planned import read_planned
+from wtacrs_experiments.reports import figure8
 from wtacrs_experiments.reports.paper import TABLE2
 from wtacrs_experiments.reports.published import PUBLISHED
 
@@ -53,9 +54,13 @@ def of_table2() -> list[str]:
 
 
 def of_figure8() -> list[str]:
-    """The models of Figure 8 that are not measured."""
-    paths = {name: RESULTS / "bench" / f"figure8-{name}.json" for name in FIGURE8}
-    return [name for name, path in paths.items() if not path.exists()]
+    """The models of Figure 8 and their methods that are not measured."""
+    missing = []
+    for name in FIGURE8:
+        path = RESULTS / "bench" / f"figure8-{name}.json"
+        there = figure8.read_measured(path)["methods"] if path.exists() else {}
+        missing += [f"{name} · {method}" for method in figure8.LOOKS if method not in there]
+    return missing
 
 
 def _published(name: str) -> Callable[[], None]:

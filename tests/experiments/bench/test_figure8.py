@@ -46,6 +46,52 @@ def test_record(tmp_path, monkeypatch):
     assert largest["full"] < largest["WTA-CRS@0.3"]
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """The methods that were measured, of which the second is interrupted once."""
+
+    def curve(config, *_):
+        method = config.memory.name
+        if method == "checkpoint" and not calls.count("interrupted"):
+            calls.append("interrupted")
+            raise KeyboardInterrupt
+        calls.append(method)
+        return {"largest_batch": 1, "points": []}
+
+    calls = []
+    monkeypatch.setattr(figure8, "curve", curve)
+    return calls
+
+
+def test_an_interrupted_measurement_goes_on(counted, tmp_path, capsys):
+    given = [*TINY, "--limit", "1MiB", "--output", str(tmp_path)]
+    assert figure8.main(given) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert figure8.main(given) == figure8.main(given) == 0
+    assert counted == ["plain", "interrupted", "checkpoint", "paper", "paper", "leanest"]
+    record = json.loads((tmp_path / "figure8-t5_small.json").read_text())
+    assert [*record["methods"]] == [*figure8.METHODS]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [("--pairs=7",), ("--limit=2MiB",), ("precision=bf16",), ("--overwrite",), ("--reference=2",)],
+)
+def test_what_was_measured_otherwise_is_measured_again(other, counted, tmp_path):
+    counted.append("interrupted")
+    given = [*TINY, "--limit=1MiB", "--output", str(tmp_path)]
+    assert figure8.main(given) == figure8.main([*given, *other]) == 0
+    assert counted[1:] == 2 * ["plain", "checkpoint", "paper", "paper", "leanest"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"methods": {}}', '{"methods": 1, "provenance": {}}'])
+def test_a_damaged_record_is_measured_again(text, counted, tmp_path):
+    counted.append("interrupted")
+    (tmp_path / "figure8-t5_small.json").write_text(text)
+    assert figure8.main([*TINY, "--limit=1MiB", "--output", str(tmp_path)]) == 0
+    assert len(counted) == 1 + len(figure8.METHODS)
+
+
 def test_point_is_a_ratio_of_samples_a_second(twice_as_fast):
     """Half the time for eight times the samples."""
     config = figure8.setting(TINY, "full")
@@ -96,7 +142,7 @@ def test_steps_are_of_the_precision_asked_for(precision, weights, products, monk
     ("given", "message"), [("--limit=1KiB", "no memory"), ("--limit=100MB", "")]
 )
 def test_limits(given, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(figure8, "measure", lambda *_: {"model": "x"})
+    monkeypatch.setattr(figure8, "measure", lambda *_: "x.json")
     code = figure8.main([*TINY, given, "--output", str(tmp_path)])
     assert code == bool(message)
     assert message in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.planned import index_path
 from wtacrs_experiments.records.store import write_json
-from wtacrs_experiments.reports import overview
+from wtacrs_experiments.reports import figure8, overview
 from wtacrs_experiments.reports.overview import Part, report
 
 
@@ -53,7 +53,11 @@ def test_shipped_records_complete_the_ablation():
 def test_what_is_missing(tmp_path, monkeypatch):
     assert "T5-Base · Full" not in overview.of_table2()
     monkeypatch.setattr(overview, "RESULTS", tmp_path)
-    assert overview.of_figure8() == ["bert_base", "t5_small"]
+    assert len(overview.of_figure8()) == 2 * len(figure8.LOOKS)
+    measured = {"model": "bert_base", "provenance": {}, "methods": {"full": {"points": []}}}
+    write_json(measured, tmp_path / "bench" / "figure8-bert_base.json")
+    assert "bert_base · full" not in overview.of_figure8()
+    assert {"bert_base · leanest@0.3", "t5_small · full"} <= {*overview.of_figure8()}
     write_json({"T5-Base": {"Full": "a.json"}}, index_path(tmp_path / "plan", "table2"))
     write_json(
         {
