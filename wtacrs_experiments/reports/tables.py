@@ -74,7 +74,7 @@ def _estimator(row: pd.Series) -> str:
     """Its name and budget, and where gradient norms come from if that was chosen: "wtacrs@0.3"."""
     source = row["grad_norms"]
     usual = pd.isna(source) or source == EstimatorConfig.grad_norms
-    return f"{row['estimator']}@{row['budget']:g}" + ("" if usual else f", {source}")
+    return f"{row['estimator']}@{row['budget']:g}" + ("" if usual else f", grad_norms={source}")
 
 
 def _score(row: pd.Series, name: str) -> str:

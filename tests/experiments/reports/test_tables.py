@@ -97,7 +97,7 @@ def test_a_choice_of_gradient_norms_is_named(add_run, folder):
     add_run()
     add_run("estimator.grad_norms=defensive")
     text = display(aggregate(load_runs(folder)))
-    assert sorted(text["estimator"]) == ["wtacrs@0.3", "wtacrs@0.3, defensive"]
+    assert sorted(text["estimator"]) == ["wtacrs@0.3", "wtacrs@0.3, grad_norms=defensive"]
     assert "settings" not in text
 
 

@@ -54,7 +54,7 @@ def test_pointing_shows_the_record(show):
 def test_markup_in_a_record_is_shown_as_it_is(show):
     page = show()
     page.select_option("#group", label=f"cola · {OTHER} · full tuning · matthews_correlation")
-    assert f"a<b>{OTHER}@1, plain" in hovered(page, "#costs-plot", "a<b>")
+    assert f"a<b>{OTHER}@1, grad_norms=none, plain" in hovered(page, "#costs-plot", "a<b>")
     assert OTHER in page.locator("#costs-plot .legendtext").all_text_contents()
     assert page.locator("#failures pre").first.inner_text().endswith(f"</script>{MARKUP}")
 
