@@ -125,7 +125,7 @@ HF_HUB_OFFLINE=1 $(KEEPS_PAGES) $(PY) -m wtacrs_experiments.plan.table1 laptop -
 $(PUBLISH) table1 why
 endef
 
-# FIGURE8=precision=bf16-autocast where the processor has AVX512-BF16: five times faster there.
+# FIGURE8=precision=bf16-autocast where the processor has AVX512-BF16: much faster there.
 # Large pages, since the system clears each page of a tensor; to keep them takes twice the memory.
 FIGURE8 ?=
 FIGURE8_laptop = bert_base t5_small

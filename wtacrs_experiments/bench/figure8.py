@@ -13,7 +13,6 @@ written after each method, and the same command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from wtacrs_experiments.plan.rehearsal import Rehearsal
 from wtacrs_experiments.plan.search import largest_batch
 from wtacrs_experiments.records.code import BENCHES, code_hash
 from wtacrs_experiments.records.provenance import provenance
+from wtacrs_experiments.records.shape import parse
 from wtacrs_experiments.run.memory import save_memory
 from wtacrs_experiments.run.models import new_model
 from wtacrs_experiments.run.tuning import tune
@@ -122,10 +122,11 @@ def measure(
     }
     methods = {} if overwrite else measured_before(of, path)
     left = [method for method in METHODS if method not in methods]
-    reference = stepper(config, b)(b) if left else None
+    if not left:
+        return path
+    reference = stepper(config, b)(b)
     for method in left:
         print(method)
-        assert reference is not None
         methods[method] = curve(setting(overrides, method), limit, reference, b, pairs)
         keep({**of, "methods": methods}, path)
     return path
@@ -134,7 +135,7 @@ def measure(
 def measured_before(of: dict[str, Any], path: Path) -> dict[str, Any]:
     """The methods in the record at ``path``; none unless all else is as it would be now."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse(path.read_text(encoding="utf-8"))
         now, then = provenance(), record["provenance"]
         same = all(then[key] == now[key] for key in MACHINE)
         same &= record["code"] == code_hash(BENCHES) and {**record, **of} == record
