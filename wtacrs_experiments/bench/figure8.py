@@ -2,11 +2,12 @@
 
 python -m wtacrs_experiments.bench.figure8 model=bert_base --limit 8GiB. Values are those of
 conf/plan.yaml (precision=bf16-autocast, say), weights are random. For each method the batch grows,
-1, 2, 4, ..., to the largest that the planner says fits the limit (on CUDA: the card's memory, and
-where it ends before, the point is null). Each step is paired, alternating, with one reference: the
-full step at a small batch that stays the same. So a point is a ratio of samples a second, whatever
-else the machine does. The record is outputs/bench/figure8-<model>.json, or below --output; it is
-written after each method, and the same command goes on where it stopped.
+1, 2, 4, ..., to the largest that the planner says fits the limit (on CUDA: what the reference
+leaves of the card, and where memory ends before, the point is null). Each step is paired,
+alternating, with one reference that stays the same for every model: a full step of BERT-Base on 128
+tokens at a small batch. So a point is a ratio of samples a second, whatever else the machine does.
+The record is outputs/bench/figure8-<model>.json, or below --output; it is written after each
+method, and the same command goes on where it stopped.
 ``wtacrs_experiments.reports.figure8`` draws it beside the paper's.
 """
 
@@ -25,6 +26,7 @@ from wtacrs_experiments.bench.kept import OUTPUT, keep
 from wtacrs_experiments.bench.timing import paired, summary
 from wtacrs_experiments.config import PlanConfig, compose
 from wtacrs_experiments.config.roots import parse_bytes
+from wtacrs_experiments.config.rules import check_range
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.plan.rehearsal import Rehearsal
 from wtacrs_experiments.plan.search import largest_batch
@@ -43,12 +45,22 @@ METHODS = {  # WTA-CRS is all that the authors' code does: sampled attention, no
     "WTA-CRS@0.1": ("estimator=wtacrs", "memory=paper", "budget=0.1"),
     "leanest@0.3": ("estimator=pps", "memory=leanest", "budget=0.3"),
 }
+REFERENCE = ("model=bert_base", "max_length=128")
 MACHINE = ("packages", "device_name", "cpu", "threads")  # of provenance
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def setting(overrides: Sequence[str], method: str) -> PlanConfig:
-    """The checked config of a method."""
+    """The checked config of a method.
+
+    Raises:
+        UserError: ``overrides`` that are wrong, or of what the method sets itself.
+    """
+    for text in overrides:
+        key = text.lstrip("+~").split("=")[0]
+        if key.split(".")[0] in ("estimator", "memory", "budget"):
+            methods = ", ".join(METHODS)
+            raise UserError(f"{text}: Figure 8 sets {key} itself, for each of {methods}; leave it")
     return compose(PlanConfig, [*overrides, f"device={DEVICE}", *METHODS[method]])
 
 
@@ -78,7 +90,7 @@ def curve(
     Args:
         config: of the method.
         limit: bytes that the planned peak may take.
-        reference: the full step at batch ``b``.
+        reference: a step on ``b`` samples that stays the same.
         pairs: measured at each batch size.
 
     Raises:
@@ -102,7 +114,7 @@ def curve(
 def measure(
     overrides: Sequence[str], limit: int, b: int, pairs: int, folder: Path, overwrite: bool = False
 ) -> Path:
-    """Every method of one model, against the full step at batch ``b``; kept as they come.
+    """Every method of one model, against the reference at batch ``b``; kept as they come.
 
     Args:
         folder: of the record, whose path is given back.
@@ -117,6 +129,7 @@ def measure(
         "max_length": config.max_length,
         "precision": config.precision,
         "limit_bytes": limit,
+        "reference": [*REFERENCE],
         "reference_batch_size": b,
         "pairs": pairs,
     }
@@ -124,12 +137,22 @@ def measure(
     left = [method for method in METHODS if method not in methods]
     if not left:
         return path
-    reference = stepper(config, b)(b)
+    same = f"precision={config.precision}"
+    reference = stepper(setting([*REFERENCE, same], FULL), b)(b)
     for method in left:
         print(method)
-        methods[method] = curve(setting(overrides, method), limit, reference, b, pairs)
+        methods[method] = curve(setting(overrides, method), room(limit), reference, b, pairs)
         keep({**of, "methods": methods}, path)
     return path
+
+
+def room(limit: int) -> int:
+    """Of ``limit`` bytes what a method may take: on CUDA, where both are on one card, no more than
+    the reference leaves."""
+    if DEVICE == "cpu":
+        return limit
+    card = torch.cuda.get_device_properties(0).total_memory
+    return min(limit, card - torch.cuda.memory_allocated())
 
 
 def measured_before(of: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -154,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="+", help="model=bert_base max_length=128 ...")
     parser.add_argument("--limit", help="memory, 8GiB say; default: 8GiB, or all of the card")
-    parser.add_argument("--reference", type=int, default=4, help="batch of the reference step")
+    parser.add_argument("--reference", type=int, default=4, help="batch size of the reference step")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--overwrite", action="store_true", help="measure all methods again")
@@ -162,7 +185,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.limit is None and DEVICE == "cuda":
         limit = torch.cuda.get_device_properties(0).total_memory
     else:
-        limit = parse_bytes(options.limit or "8GiB")
+        limit = parse_bytes(options.limit or "8GiB", "--limit ")
+    check_range("--pairs", options.pairs, 1)
+    check_range("--reference", options.reference, 1)
     given = options.overrides, limit, options.reference, options.pairs, options.output
     print(measure(*given, options.overwrite))
     return 0

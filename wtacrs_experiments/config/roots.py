@@ -224,7 +224,7 @@ def no_words(task: str) -> str:
     )
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, key: str = "fits=") -> int:
     """Bytes from "24GiB" (2^30) or "80GB" (10^9).
 
     Raises:
@@ -233,7 +233,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip())
     if match is None or match[2] not in UNITS or not float(match[1]) > 0:
         raise UserError(
-            f"fits={text} is no memory; give a number above 0 and one of the units "
-            f"{', '.join(UNITS)}, for instance fits=24GiB"
+            f"{key}{text} is no memory; give a number above 0 and one of the units "
+            f"{', '.join(UNITS)}, for instance {key}24GiB"
         )
     return int(float(match[1]) * UNITS[match[2]])

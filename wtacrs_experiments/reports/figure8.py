@@ -23,7 +23,6 @@ from wtacrs_experiments.records.shape import parse
 from wtacrs_experiments.reports.commits import commit_note
 from wtacrs_experiments.reports.drawing import STYLE, panels, save
 from wtacrs_experiments.reports.paper import LARGEST
-from wtacrs_experiments.words import MISSING
 
 THROUGHPUT = PAPER / "figure8_throughput.csv"
 LOOKS = {
@@ -45,27 +44,30 @@ def paper_points(path: Path) -> pd.DataFrame:
 
 
 def our_points(folder: Path) -> pd.DataFrame:
-    """The same of our records; samples are relative to the record's reference step.
+    """The same of our records; samples are relative to the record's reference step. Where memory
+    ended before the largest batch that was planned, the largest is the last one that was measured.
 
     Raises:
-        UserError: there is no record.
+        UserError: there is no record, or full has no point in one.
     """
     rows = []
     for record in _records(folder):
         precision = record.get("precision", "fp32")
         model = record["model"] + ("" if precision == "fp32" else f", {precision}")
         for method, found in record["methods"].items():
-            for point in found["points"]:
-                relative = point["relative_samples_per_second"]
-                rows.append(
-                    {
-                        "model": model,
-                        "method": method,
-                        "batch_size": point["batch_size"],
-                        "samples": None if relative is None else relative["median"],
-                        "largest": found["largest_batch"],
-                    }
-                )
+            points = [one for one in found["points"] if one["relative_samples_per_second"]]
+            if method == "full" and not points:
+                raise UserError(f"{folder}: {model} has no point of full, the base of every ratio")
+            rows += [
+                {
+                    "model": model,
+                    "method": method,
+                    "batch_size": point["batch_size"],
+                    "samples": point["relative_samples_per_second"]["median"],
+                    "largest": max(one["batch_size"] for one in points),
+                }
+                for point in points
+            ]
     if not rows:
         raise UserError(
             f"{folder} holds no figure8-<model>.json; make them: "
@@ -102,7 +104,6 @@ def read_measured(path: Path) -> dict[str, Any]:
 
 def relative(points: pd.DataFrame) -> pd.DataFrame:
     """With batch_ratio, samples_ratio and largest_ratio: over full's at its largest batch."""
-    points = points.dropna(subset=["samples"])
     full = points[points["method"] == "full"].sort_values("batch_size").groupby("model").last()
     of = full.loc[points["model"]]
     return points.assign(
@@ -141,9 +142,7 @@ def table(points: pd.DataFrame) -> pd.DataFrame:
             "method": shown["method"],
             "largest batch": shown["largest"].astype(str),
             "/ full's": shown["largest_ratio"].map("{:.2f}×".format),
-            "samples/s / full's": [
-                MISSING if pd.isna(value) else f"{value:.2f}×" for value in shown["samples_ratio"]
-            ],
+            "samples/s / full's": shown["samples_ratio"].map("{:.2f}×".format),
         }
     )
 

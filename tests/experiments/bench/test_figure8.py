@@ -1,6 +1,7 @@
 """Figure 8's measurement on a tiny model: batches to the limit, ratios that mean what they say."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,11 @@ TINY = [
     *("model.architecture.num_decoder_layers=1", "model.architecture.num_heads=2"),
     *("model.architecture.d_kv=16", "model.architecture.vocab_size=50"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def tiny_reference(monkeypatch):
+    monkeypatch.setattr(figure8, "REFERENCE", TINY)
 
 
 @pytest.fixture
@@ -92,6 +98,15 @@ def test_a_damaged_record_is_measured_again(text, counted, tmp_path):
     assert len(counted) == 1 + len(figure8.METHODS)
 
 
+def test_the_reference_takes_its_part_of_the_card(monkeypatch):
+    assert figure8.room(10) == 10
+    monkeypatch.setattr(figure8, "DEVICE", "cuda")
+    card = SimpleNamespace(total_memory=100)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 30)
+    assert (figure8.room(100), figure8.room(50)) == (70, 50)
+
+
 def test_point_is_a_ratio_of_samples_a_second(twice_as_fast):
     """Half the time for eight times the samples."""
     config = figure8.setting(TINY, "full")
@@ -139,13 +154,25 @@ def test_steps_are_of_the_precision_asked_for(precision, weights, products, monk
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [("--limit=1KiB", "no memory"), ("--limit=100MB", "")]
+    ("given", "message"),
+    [
+        ("--limit=1KiB", "--limit 1KiB is no memory"),
+        ("--limit=100MB", ""),
+        ("--pairs=0", "--pairs=0 must be at least 1"),
+        ("--reference=-2", "--reference=-2 must be at least 1"),
+    ],
 )
-def test_limits(given, message, tmp_path, capsys, monkeypatch):
+def test_arguments(given, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(figure8, "measure", lambda *_: "x.json")
     code = figure8.main([*TINY, given, "--output", str(tmp_path)])
     assert code == bool(message)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["budget=0.7", "estimator.center=none", "memory=lean"])
+def test_what_the_methods_set_is_refused(given, tmp_path, capsys):
+    assert figure8.main([*TINY, given, "--output", str(tmp_path)]) == 1
+    assert f"{given}: Figure 8 sets" in capsys.readouterr().err
 
 
 def test_too_little_for_a_batch_of_one(tmp_path, capsys):

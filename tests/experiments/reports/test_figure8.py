@@ -17,6 +17,7 @@ def records(tmp_path):
     methods = {
         "full": method(40, (10, {"median": 2.0}), (40, {"median": 4.0})),
         "leanest@0.3": method(100, (50, {"median": 3.0}), (100, None)),
+        "checkpoint": method(80, (80, None)),
     }
     record = {"model": "bert_base", "methods": methods, "provenance": {"git_commit": "abcd"}}
     (tmp_path / "figure8-bert_base.json").write_text(json.dumps(record))
@@ -31,7 +32,21 @@ def test_ratios_are_to_full_at_its_largest_batch(records):
         ("leanest@0.3", 50): 0.75,
     }
     assert rows["batch_ratio"].tolist() == [0.25, 1.0, 1.25]
-    assert rows["largest_ratio"].tolist() == [1.0, 1.0, 2.5]
+    assert rows["largest_ratio"].tolist() == [1.0, 1.0, 1.25]
+
+
+def test_full_without_its_largest_batch(records):
+    path = records / "figure8-bert_base.json"
+    record = json.loads(path.read_text())
+    record["methods"]["full"]["points"][-1]["relative_samples_per_second"] = None
+    path.write_text(json.dumps(record))
+    rows = figure8.relative(figure8.our_points(records)).set_index(["method", "batch_size"])
+    assert rows["samples_ratio"].tolist() == [1.0, 1.5]
+    assert rows["batch_ratio"].tolist() == rows["largest_ratio"].tolist() == [1.0, 5.0]
+    record["methods"]["full"]["points"] = []
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="bert_base has no point of full"):
+        figure8.our_points(records)
 
 
 def test_paper_has_its_published_batches():
@@ -48,7 +63,7 @@ def test_command(records, tmp_path, capsys):
     text = (out / "tables" / "figure8.md").read_text()
     row = next(line for line in text.splitlines() if "leanest" in line)
     assert [cell.strip() for cell in row.split("|")[1:-1]] == [
-        *("bert_base", "leanest@0.3", "100", "2.50×", "0.75×")
+        *("bert_base", "leanest@0.3", "50", "1.25×", "0.75×")
     ]
     svg = (out / "figures" / "figure8.svg").read_text()
     for model in ("bert_base", "T5-Large (paper)", "T5-3B (paper)"):
