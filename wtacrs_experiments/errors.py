@@ -14,6 +14,10 @@ class UserError(ValueError):
     """Bad input. The message names the value, the rule and the remedy."""
 
 
+class NoRecordError(UserError):
+    """There is no record yet of what is to be shown."""
+
+
 def one_line(
     failed: int = 1, interrupted: str = "interrupted"
 ) -> Callable[[Callable[Given, int]], Callable[Given, int]]:

@@ -37,9 +37,16 @@ def _lacks(check: Callable[[Any], Any], group: Any, known: Lacks) -> str | None:
 
 
 def start(cell: Cell) -> bool:
-    """Carry out one cell in a process of its own, whose end ends no other; False if it failed."""
-    command = [sys.executable, "-m", "wtacrs_experiments.main", *cell.overrides]
-    return subprocess.run(command).returncode == 0
+    """Carry out one cell in a process of its own, whose end ends no other; False if it failed.
+
+    Ctrl-C reaches that process as well, which saves its state and ends: that is waited for.
+    """
+    run = subprocess.Popen([sys.executable, "-m", "wtacrs_experiments.main", *cell.overrides])
+    try:
+        return run.wait() == 0
+    except KeyboardInterrupt:
+        run.wait()
+        raise
 
 
 def run_all(of: dict[Cell, RunConfig]) -> dict[str, int]:

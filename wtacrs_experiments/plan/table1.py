@@ -2,15 +2,16 @@
 
 laptop: what two cores can do, mpnet_base on four tasks. paper: the jobs of arXiv 2305.15265, with
 the planned peak of a step and, for a rate that you give, say --tflops 60, the hours of a run: its
-training steps × the operations of their matrix products, evaluation and padding left out. --run
-carries out what has no completed record; a cell that fails does not stop the others.
+training steps × the operations of their matrix products on rows of 128 tokens, evaluation left
+out. --only t5_base rte takes the runs of these words alone. --run carries out what has no completed
+record; a cell that fails does not stop the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from wtacrs_experiments.config.rules import check_choice, check_range
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.plan.kept import Record, planned_step
 from wtacrs_experiments.plan.start import run_all
@@ -85,6 +87,21 @@ def show_costs(of: list[Cell], folder: Path, tflops: float | None) -> None:
         print("hours need a rate: --tflops 60, say, for what your GPU reaches in fp32 products")
 
 
+def chosen(of: list[Cell], words: Sequence[str]) -> list[Cell]:
+    """The cells of which every word is the model, the method, the task or the seed.
+
+    Raises:
+        UserError: a word is of no cell, or none has them all.
+    """
+    named = {cell: {cell.model, cell.method, cell.task, str(cell.seed)} for cell in of}
+    known = set[str]().union(*named.values())
+    for word in words:
+        check_choice("--only", word, sorted(known))
+    if not (found := [cell for cell in of if named[cell].issuperset(words)]):
+        raise UserError(f"--only {' '.join(words)}: no run is of all of these")
+    return found
+
+
 @one_line(interrupted="interrupted; the same command goes on")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -93,13 +110,18 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("scale", choices=["laptop", "paper"])
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="see above")
     parser.add_argument("--run", action="store_true", help="carry out what is not done")
     parser.add_argument("--tflops", type=float, help="10^12 operations a second, for the hours")
     parser.add_argument("--results", type=Path, help="folder of the records; default: in outputs")
     parser.add_argument("--plans", type=Path, default=Path("outputs/plan"))
     options = parser.parse_args(arguments)
+    if options.tflops is not None:
+        check_range("--tflops", options.tflops, above=0)
+    if options.results is not None and options.results.is_file():
+        raise UserError(f"--results {options.results} is a file; give a folder")
     grid = load_grid(f"table1_{options.scale}", options.results)
-    of = cells(grid)
+    of = chosen(cells(grid), options.only)
     if "rows" in grid:
         show_costs(of, options.plans, options.tflops)
     with redirect_stdout(sys.stderr):
@@ -107,10 +129,13 @@ def main(arguments: list[str] | None = None) -> int:
     _count(found)
     if options.run and grid.get("needs_gpu") and not torch.cuda.is_available():
         print("missing: a CUDA device, which these runs need; none was started")
-    elif options.run:
-        print(", ".join(f"{count} {what}" for what, count in run_all(found).items()))
-        _count(found)
-    return 0
+        return 1
+    if not options.run:
+        return 0
+    counts = run_all(found)
+    print(", ".join(f"{count} {what}" for what, count in counts.items()))
+    _count(found)
+    return int(bool(counts["failed"] or counts["lacking"]))
 
 
 def _count(found: dict[Cell, Any]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from wtacrs_experiments.config import ROOT
-from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.errors import NoRecordError, UserError
 from wtacrs_experiments.records.audit import Records
 from wtacrs_experiments.reports.published import PAGES, PUBLISHED
 
@@ -36,6 +36,8 @@ def rebuilt(root: Path) -> Iterator[str]:
             try:
                 with redirect_stdout(StringIO()):
                     build(results, again, again)
+            except NoRecordError:
+                pass  # so what is there of it is told below
             except UserError as error:
                 yield f"{name} cannot be built: {error}"
         for page in PAGES:

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from wtacrs_experiments.config import PAPER
-from wtacrs_experiments.errors import UserError, one_line
+from wtacrs_experiments.errors import NoRecordError, UserError, one_line
 from wtacrs_experiments.records.shape import parse
 from wtacrs_experiments.reports.commits import commit_note
 from wtacrs_experiments.reports.drawing import STYLE, panels, save
@@ -48,7 +48,8 @@ def our_points(folder: Path) -> pd.DataFrame:
     ended before the largest batch that was planned, the largest is the last one that was measured.
 
     Raises:
-        UserError: there is no record, or full has no point in one.
+        NoRecordError: there is none.
+        UserError: full has no point in one.
     """
     rows = []
     for record in _records(folder):
@@ -69,7 +70,7 @@ def our_points(folder: Path) -> pd.DataFrame:
                 for point in points
             ]
     if not rows:
-        raise UserError(
+        raise NoRecordError(
             f"{folder} holds no figure8-<model>.json; make them: "
             "python -m wtacrs_experiments.bench.figure8 model=bert_base"
         )

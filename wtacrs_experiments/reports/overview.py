@@ -16,7 +16,7 @@ import pandas as pd
 from wtacrs_experiments.config import ROOT
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.grid import cells, configs, is_done, load_grid
-from wtacrs_experiments.records.planned import read_planned
+from wtacrs_experiments.records.planned import index_path, read_planned
 from wtacrs_experiments.reports import figure8
 from wtacrs_experiments.reports.paper import TABLE2
 from wtacrs_experiments.reports.published import PUBLISHED
@@ -44,7 +44,8 @@ def of_grid(name: str, folder: str) -> list[str]:
 
 def of_table2() -> list[str]:
     """The rows of the paper's Table 2 of which there is no plan."""
-    planned = read_planned(RESULTS / "plan", "table2")
+    there = index_path(RESULTS / "plan", "table2").exists()
+    planned = read_planned(RESULTS / "plan", "table2") if there else {}
     theirs = pd.read_csv(TABLE2)
     return [
         f"{row.model} · {row.method}"

@@ -7,6 +7,8 @@ mean(d) ± t_{0.975, n - 1} std(d) / sqrt(n).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy.stats import t
@@ -15,6 +17,13 @@ from wtacrs_experiments.words import LOWER_IS_BETTER
 
 LEVEL = 0.95
 LEAST_PAIRS = 3  # of two, the interval is 12.7 standard errors to each side: no word is due
+
+
+def half_width(std: Any, n: Any) -> Any:
+    """Half of the 95 % interval of the mean of ``n`` values of standard deviation ``std``; numbers
+    or columns of them. Of fewer than two values ``std`` is missing, and so is this."""
+    n = np.maximum(n, 2)
+    return t.ppf((1 + LEVEL) / 2, n - 1) * std / np.sqrt(n)
 
 
 def paired_to_full(runs: pd.DataFrame, group: list[str], keys: list[str]) -> pd.DataFrame:
@@ -39,7 +48,7 @@ def paired_to_full(runs: pd.DataFrame, group: list[str], keys: list[str]) -> pd.
     scores.loc[itself, "difference"] = np.nan
     found = scores.groupby(keys, dropna=False)["difference"].agg(["count", "mean", "std"])
     pairs, mean, std = found["count"], found["mean"].where(found["count"] > 1), found["std"]
-    half = t.ppf((1 + LEVEL) / 2, pairs.clip(lower=2) - 1) * std / np.sqrt(pairs.clip(lower=1))
+    half = half_width(std, pairs)
     low, high = mean - half, mean + half
     losses = found.index.get_level_values("metric").isin(LOWER_IS_BETTER)
     words = pd.Series("not told apart", found.index)

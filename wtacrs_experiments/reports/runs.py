@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.errors import NoRecordError
 from wtacrs_experiments.records.record import (
     STATUSES,
     RunRecord,
@@ -35,7 +35,7 @@ def load_runs(folder: Path, protocol: str = "paper") -> pd.DataFrame:
     """One row a record of ``folder``, sorted; what did not complete has a status and no numbers.
 
     Raises:
-        UserError: the folder is missing or holds no record.
+        NoRecordError: the folder is missing or holds no record.
         RecordError: a file in it is not a record of a run.
     """
     rows = [read_run(path, protocol)[1] for path in sorted(folder.glob("*.json"))]
@@ -44,9 +44,9 @@ def load_runs(folder: Path, protocol: str = "paper") -> pd.DataFrame:
     return sorted_frame(rows)
 
 
-def no_record(folder: Path) -> UserError:
+def no_record(folder: Path) -> NoRecordError:
     """What is said of a folder without records."""
-    return UserError(
+    return NoRecordError(
         f"{folder} holds no record of a run; make some with python run.py results_dir={folder}"
     )
 

@@ -27,7 +27,14 @@ from wtacrs_experiments.reports.runs import NOT_DONE, PROTOCOLS, aggregate, load
 from wtacrs_experiments.words import MIB, MISSING, scale
 
 SCORES = {"paper": "score at best epoch", "held_out": "score, held out"}
-_WORDS = ("task", "model", "tuning", "estimator", "memory", "settings", "metric", "against full")
+SPEEDS = (
+    "\nsamples/s and speed are of runs at different times, with whatever else the machine did then; "
+    "times to compare are paired: `make bench`.\n"
+)
+_WORDS = (
+    *("method", "task", "model", "tuning", "estimator", "memory", "settings", "metric"),
+    "against full",
+)
 
 
 def display(table: pd.DataFrame, protocol: str = "paper") -> pd.DataFrame:
@@ -51,7 +58,7 @@ def display(table: pd.DataFrame, protocol: str = "paper") -> pd.DataFrame:
                 "metric": row["metric"],
                 SCORES[protocol]: _with_failures(row, _score(row, "score")),
                 **({"paper": published[at]} if (published != MISSING).any() else {}),
-                "score at last epoch": _score(row, "last"),
+                **({"score at last epoch": _score(row, "last")} if protocol == "paper" else {}),
                 "n": str(row["n"]),
                 "score − full [95 %]": _difference(row),
                 "against full": _cell(row["against_full"], "{}"),
@@ -109,7 +116,7 @@ def write_tables(folder: Path, output: Path, protocol: str = "paper") -> pd.Data
     table = aggregate(runs)
     text = display(table, protocol)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".md").write_text(markdown(text) + note(runs), encoding="utf-8")
+    output.with_suffix(".md").write_text(markdown(text) + note(runs) + SPEEDS, encoding="utf-8")
     output.with_suffix(".tex").write_text(latex(text, words=5), encoding="utf-8")
     table.to_csv(output.with_suffix(".csv"), index=False, float_format="%.12g")
     return text

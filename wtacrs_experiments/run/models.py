@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from wtacrs_experiments.config import ModelConfig
+from wtacrs_experiments.config.places import model_folder
 from wtacrs_experiments.config.rules import nearest
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.run.pretrained import ModelError, check_reads_text, from_pretrained
@@ -123,7 +123,7 @@ def new_model(config: ModelConfig) -> PreTrainedModel:
     _be_quiet()
     if config.source == "scratch":
         architecture = _sizes(config)
-    elif config.source == "package" or Path(config.path).expanduser().is_dir():
+    elif config.source == "package" or model_folder(config.path).is_dir():
         _check_keys(config, from_pretrained(AutoConfig, config))
         architecture = _made(config, lambda: from_pretrained(AutoConfig, config, **config.config))
     elif config.architecture is not None:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from wtacrs_experiments.config import CONF, ModelConfig
+from wtacrs_experiments.config.places import model_folder
 
 
 def settled(config: ModelConfig, predicts_words: bool | None = None) -> ModelConfig:
@@ -23,7 +24,7 @@ def settled(config: ModelConfig, predicts_words: bool | None = None) -> ModelCon
         predicts_words: whether its head is a language model's; None: as its config.json says.
     """
     group, own = CONF / "model" / f"{config.name}.yaml", False
-    folder = Path(config.path).expanduser()
+    folder = model_folder(config.path)
     if group.is_file():
         usual: Any = OmegaConf.to_container(OmegaConf.load(group), resolve=True)
         own = config.path != usual["path"]

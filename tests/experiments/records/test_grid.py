@@ -120,11 +120,29 @@ def test_a_cell_is_a_run_of_its_own(tiny):
     assert not starting.start(bad)
 
 
+@pytest.mark.slow
+def test_an_interrupted_cell_is_waited_for(tiny, tmp_path, monkeypatch):
+    """It saves what it did, which takes longer than the quarter of a second that Popen gives."""
+    cell, written = next(iter(tiny)), tmp_path / "written"
+    (tmp_path / "python").write_text(
+        "#!/bin/sh\n"
+        f"trap 'sleep 1; touch {written}; exit 130' INT\nsleep 0.5\n"
+        "kill -INT $PPID\n"  # Ctrl-C is for both
+        "kill -INT $$\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(starting.sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(KeyboardInterrupt):
+        starting.start(cell)
+    assert written.exists()
+
+
 def test_laptop_grid_is_the_issue_in_its_order():
     found = cells(load_grid("table1_laptop"))
-    assert len(found) == 72
+    assert len(found) == 84
     assert [*dict.fromkeys(cell.method for cell in found)] == [
-        *("full", "wtacrs@0.3", "leanest@0.3", "pps@0.1", "LoRA", "LoRA+wtacrs@0.3")
+        *("full", "wtacrs@0.3", "wtacrs late@0.3", "leanest@0.3", "pps@0.1", "LoRA"),
+        "LoRA+wtacrs@0.3",
     ]
     one = configs([cell for cell in found if cell.seed == 2 and cell.task in ("cola", "rte")])
     for cell, config in one.items():
@@ -135,6 +153,7 @@ def test_laptop_grid_is_the_issue_in_its_order():
     assert memory == {
         "full": ("plain", 1.0, "full"),
         "wtacrs@0.3": ("linear", 0.3, "wtacrs"),
+        "wtacrs late@0.3": ("leanest", 0.3, "wtacrs"),
         "leanest@0.3": ("leanest", 0.3, "pps"),
         "pps@0.1": ("linear", 0.1, "pps"),
         "LoRA": ("plain", 1.0, "full"),
@@ -175,6 +194,7 @@ def test_hyper_parameters_are_the_authors(model, method, task, settings, steps):
     assert (training.learning_rate, training.batch_size, training.epochs) == settings
     assert cell.steps == steps
     assert (training.warmup_steps, training.warmup_ratio) == (500, 0)
+    assert (config.task.max_length, config.task.pad_to_max_length) == (128, True)
 
 
 def test_steps_of_several_batches():

@@ -46,6 +46,18 @@ def test_failures(capsys):
     assert "x.json is not a valid record" in capsys.readouterr().out
 
 
+def test_nothing_is_made_of_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(overview, "RESULTS", tmp_path)
+    monkeypatch.setattr(overview, "ROOT", tmp_path)
+    assert report() == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(titles := [line for line in said if not line.startswith(" ")]) == len(overview.PARTS)
+    assert all(
+        ": not made (" in line and not line.endswith(" 0 records missing") for line in titles
+    )
+    assert not [*tmp_path.iterdir()]
+
+
 def test_shipped_records_complete_the_ablation():
     assert overview.of_grid("ablation", "ablation") == []
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from wtacrs_experiments.config import as_record
+from wtacrs_experiments.config.places import model_folder
 from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.records.record import record_path
 from wtacrs_experiments.run.models import (
     ModelError,
     load_architecture,
@@ -129,6 +133,24 @@ def test_folder_that_is_not_there(load, model_config, monkeypatch):
         load(config)
     monkeypatch.setenv("WTACRS_MODELS", "/nowhere")
     with pytest.raises(ModelError, match="/nowhere/mpnet_base is no folder; make models"):
+        load(model_config("model=mpnet_base"))
+
+
+def test_a_run_has_one_name_wherever_the_models_are(make_config, monkeypatch):
+    usual = record_path(as_record(make_config("model=mpnet_base", "task=rte")))
+    monkeypatch.setenv("WTACRS_MODELS", "/elsewhere")
+    assert record_path(as_record(make_config("model=mpnet_base", "task=rte"))) == usual
+    assert model_folder("~/.cache/wtacrs/mpnet_base") == Path("/elsewhere/mpnet_base")
+    assert model_folder("~/other") == Path.home() / "other"
+    monkeypatch.setenv("WTACRS_MODELS", "")
+    assert model_folder("~/.cache/wtacrs/x") == Path.home() / ".cache" / "wtacrs" / "x"
+
+
+@pytest.mark.parametrize("load", LOAD)
+def test_what_is_left_of_the_models_folder(load, model_config, monkeypatch, tmp_path):
+    (tmp_path / "mpnet_base").mkdir()
+    monkeypatch.setenv("WTACRS_MODELS", str(tmp_path))
+    with pytest.raises(ModelError, match="remove the folder; make models downloads it"):
         load(model_config("model=mpnet_base"))
 
 

@@ -109,6 +109,12 @@ def test_what_is_unpacked_is_checked_too(file, index, folder, capsys, monkeypatc
     assert [*folder.parent.iterdir()] == []
 
 
+def test_a_file_in_the_place_of_the_folder(index, tmp_path, capsys):
+    (tmp_path / "models").touch()
+    assert weights.main([]) == 1
+    assert "cannot be made (File exists); choose another: WTACRS_MODELS" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("damage", ["altered", "removed"])
 def test_a_damaged_folder_is_not_taken_for_whole(damage, index, folder):
     weights.install(folder)
