@@ -28,7 +28,7 @@ from wtacrs_experiments.words import MIB, MISSING, scale
 
 SCORES = {"paper": "score at best epoch", "held_out": "score, held out"}
 SPEEDS = (
-    "\nsamples/s and speed are of runs at different times, with whatever else the machine did then; "
+    "\nsamples/s and speed are of runs at different times, beside whatever else the machine did; "
     "times to compare are paired: `make bench`.\n"
 )
 _WORDS = (
