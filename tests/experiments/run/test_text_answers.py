@@ -136,6 +136,7 @@ def rows_of(tmp_path):
         ("cola", "accuracy", 0.95),
         ("mrpc", "accuracy", 0.95),
         ("rte", "accuracy", 0.95),
+        ("sst2", "accuracy", 0.95),
         ("stsb", "pearson", 0.9),
     ],
 )
