@@ -155,7 +155,7 @@ def splice_task(
     runs = load_runs(folder)
     if task is not None:
         text, runs = text[text["task"] == task], runs[runs["task"] == task]
-    splice(document, markdown(text) + note(runs), mark)
+    splice(document, markdown(text) + note(runs) + SPEEDS, mark)
 
 
 @one_line()
@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     for row in text.itertuples(index=False):
         shown.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 240).print(shown)
-    print(note(load_runs(options.records)), end="")
+    print(note(load_runs(options.records)) + SPEEDS, end="")
     print(f"{output.with_suffix('.md')}, .csv and .tex")
     return 0
 
