@@ -25,7 +25,7 @@ def test_a_claim_lies_beside_the_record_while_it_runs(make_config, tmp_path, mon
     ("overrides", "name"),
     [
         (["model=bert_base"], "bert_base"),
-        (["model=mpnet_base"], "mpnet_base"),  # its path is of the environment
+        (["model=mpnet_base"], "mpnet_base"),  # wherever it lies
         (["model=bert_base", "model.path=google-bert/bert-base-uncased"], "bert_base"),
         (["model=bert_base", "model.path=some-one/roberta-x"], "roberta_x"),
         (["model=minilm", "model.source=folder", "model.path=/models/my-own v2.1/"], "my_own_v2.1"),
