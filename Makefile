@@ -6,7 +6,7 @@ DEMO_RUN = HF_HUB_OFFLINE=1 $(PY) run.py -m experiment=demo results_dir=outputs/
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock vulnerabilities demo bench table figure-variance ablation centred exact \
-	deep-narrow table2 batches decoders table1 figure8 paper reports audit models test check format docs
+	deep-narrow table2 batches decoders learning-rate table1 figure8 paper reports audit models test check format docs
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,6 +109,11 @@ ablation: $(STAMP) ## accuracy against budget on CoLA (GLUE_DIR; hours; SEEDS=0,
 	$(ABLATION) task=cola budget=$(BUDGETS) \
 		estimator=uniform,crs,deterministic,wtacrs,pps estimator.center=none
 	$(PUBLISH) ablation why
+
+learning-rate: $(STAMP) ## how the learning rate of Table 1 was chosen, on full fine-tuning (GLUE_DIR; make models; an hour)
+	$(SWEEP) experiment=table1_laptop task=cola estimator=full seed=0 training.learning_rate=2e-5,5e-5 \
+		results_dir=results/learning_rate
+	$(PUBLISH) learning-rate
 
 # glibc gives large tensors back to the system and takes them again, page by page; so it keeps them,
 # as CUDA's allocator does.

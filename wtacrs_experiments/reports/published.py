@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wtacrs_experiments.config import ROOT
 from wtacrs_experiments.errors import NoRecordError, one_line
-from wtacrs_experiments.reports import decoders, figure8, figures, table2, tables
+from wtacrs_experiments.reports import decoders, figure8, figures, learning_rate, table2, tables
 from wtacrs_experiments.reports import table1 as by_task
 from wtacrs_experiments.reports import why as picture
 from wtacrs_experiments.reports.paper import TABLE2
@@ -72,6 +72,12 @@ def table1(results: Path, output: Path, root: Path) -> None:
     by_task.write(results / "table1", output / "tables" / "table1_by_task", root / RESULTS)
 
 
+def rates(results: Path, output: Path, root: Path) -> None:
+    """How the learning rate of Table 1 was chosen, on a page too."""
+    table = output / "tables" / "learning_rate"
+    learning_rate.write(results / "learning_rate", results / "table1", table, root / RESULTS)
+
+
 def throughput(results: Path, output: Path, root: Path) -> None:
     """Figure 8 and its table."""
     figure8.write(results / "bench", figure8.THROUGHPUT, output)
@@ -80,7 +86,7 @@ def throughput(results: Path, output: Path, root: Path) -> None:
 PUBLISHED: dict[str, Build] = {
     **{"ablation": ablation, "centred": centred, "variance": variance},
     **{"table1": table1, "table2": memory_table, "batches": batches, "figure8": throughput},
-    **{"decoders": decoder_table, "why": why},
+    **{"learning-rate": rates, "decoders": decoder_table, "why": why},
 }
 
 

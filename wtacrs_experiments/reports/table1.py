@@ -38,16 +38,16 @@ def of_grid(folder: Path, protocol: str) -> pd.DataFrame:
     for path in sorted(folder.glob("*.json")):
         record, row = read_run(path, protocol)
         if row["status"] == "completed":
-            found[_key(record.config)] = row
+            found[run_key(record.config)] = row
     rows = []
     for cell, config in configs(cells(load_grid(GRID))).items():
-        row = found.get(_key(as_record(config)), {})
+        row = found.get(run_key(as_record(config)), {})
         own = {"method": cell.method, "task": cell.task, "seed": cell.seed}
         rows.append({**own, **{name: row.get(name) for name in ("metric", "score", "record")}})
     return pd.DataFrame(rows).astype({"score": float})
 
 
-def _key(config: dict[str, Any]) -> tuple[str, str]:
+def run_key(config: dict[str, Any]) -> tuple[str, str]:
     """What tells the runs of the grid apart, wherever their data lie."""
     return config["task"]["name"], config_hash(config, without=("task",))
 
