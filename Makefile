@@ -110,7 +110,7 @@ ablation: $(STAMP) ## accuracy against budget on CoLA (GLUE_DIR; hours; SEEDS=0,
 		estimator=uniform,crs,deterministic,wtacrs,pps estimator.center=none
 	$(PUBLISH) ablation why
 
-learning-rate: $(STAMP) ## how the learning rate of Table 1 was chosen, on full fine-tuning (GLUE_DIR; make models; half an hour)
+learning-rate: $(STAMP) ## the learning rate of Table 1 beside others, on full fine-tuning (GLUE_DIR; make models; half an hour)
 	$(SWEEP) experiment=table1_laptop task=cola estimator=full seed=0 training.learning_rate=2e-5,5e-5 \
 		results_dir=results/learning_rate
 	$(PUBLISH) learning-rate

@@ -1,4 +1,4 @@
-"""Scores of full fine-tuning by learning rate, from which that of Table 1 was chosen.
+"""Scores of full fine-tuning by learning rate: that of Table 1 beside others.
 
 A row is a run of ``results/learning_rate``, or the run of Table 1 from which it differs by its
 learning rate alone.

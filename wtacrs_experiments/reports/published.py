@@ -73,7 +73,7 @@ def table1(results: Path, output: Path, root: Path) -> None:
 
 
 def rates(results: Path, output: Path, root: Path) -> None:
-    """How the learning rate of Table 1 was chosen, on a page too."""
+    """The learning rate of Table 1 beside others, on a page too."""
     table = output / "tables" / "learning_rate"
     learning_rate.write(results / "learning_rate", results / "table1", table, root / RESULTS)
 
