@@ -34,6 +34,16 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def cpu_has_bf16() -> bool:
+    """Whether torch's library for the CPU has instructions for products of bf16 here.
+
+    Where torch is without that library, nothing is known and torch's own way is taken for good.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def is_dirty() -> bool | None:
     """Whether the code that runs is not the commit's: a change, or a source file it does not hold.
 
@@ -57,4 +67,5 @@ def _cpu() -> str | None:
     except OSError:
         return platform.processor() or None
     model = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), None)
-    return f"{model}, {os.cpu_count()} cores"
+    lacks = "" if cpu_has_bf16() else ", no bf16 instructions"
+    return f"{model}, {os.cpu_count()} cores{lacks}"

@@ -33,6 +33,7 @@ from wtacrs_experiments.records.record import RunRecord, check_writable, record_
 from wtacrs_experiments.run import checkpoints, measure, ranks, saving, tracker, training, tuning
 from wtacrs_experiments.run.attribution import measure_alone
 from wtacrs_experiments.run.batch_facts import BatchFacts
+from wtacrs_experiments.run.bf16 import products
 from wtacrs_experiments.run.divergence import Divergence, train
 from wtacrs_experiments.run.interruption import Interruption
 from wtacrs_experiments.run.memory import memory_config, save_memory
@@ -90,7 +91,7 @@ def run(config: RunConfig) -> RunRecord | None:
 def follow(config: RunConfig, path: Path) -> None:
     """Carry out the share of a process that is not the first, if that one says so."""
     if ranks.follows():
-        with redirect_stdout(None), Interruption() as interruption:
+        with redirect_stdout(None), Interruption() as interruption, products(config.training):
             record = RunRecord("failed", as_record(config))
             carry_out(config, record, checkpoint_folder(path), interruption)
 
@@ -108,7 +109,8 @@ def completed(config: RunConfig, path: Path, claim: Claim) -> RunRecord:
             if config.overwrite:
                 checkpoints.start_over(folder, path)
             tell_of_other_worlds(config, path)
-            carry_out(config, record, folder, interruption)
+            with products(config.training):
+                carry_out(config, record, folder, interruption)
             record.status = "completed"
         except BaseException as error:
             record.status = status_of(error)

@@ -32,6 +32,12 @@ def test_fields():
     }
 
 
+def test_a_cpu_without_bf16_is_told(monkeypatch):
+    for has_bf16 in (False, True):
+        monkeypatch.setattr(module, "cpu_has_bf16", lambda answer=has_bf16: answer)
+        assert provenance()["cpu"].endswith("cores") == has_bf16
+
+
 def test_outside_a_repository(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
