@@ -33,6 +33,7 @@ from wtacrs_experiments.plan.search import largest_batch
 from wtacrs_experiments.records.code import BENCHES, code_hash
 from wtacrs_experiments.records.provenance import provenance
 from wtacrs_experiments.records.shape import parse
+from wtacrs_experiments.run.bf16 import products
 from wtacrs_experiments.run.memory import save_memory
 from wtacrs_experiments.run.models import new_model
 from wtacrs_experiments.run.tuning import tune
@@ -102,7 +103,8 @@ def curve(
     step_of, points = stepper(config, largest), []
     for size in sizes(largest):
         try:
-            work = paired(reference, step_of(size), pairs)  # seconds of it over seconds of ours
+            with products(config):
+                work = paired(reference, step_of(size), pairs)  # seconds of it over seconds of ours
             relative = summary([ratio * size / b for ratio in work])
         except torch.OutOfMemoryError:
             relative = None

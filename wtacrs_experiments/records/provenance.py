@@ -34,10 +34,10 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def cpu_has_bf16() -> bool:
-    """Whether torch's library for the CPU has instructions for products of bf16 here.
+def multiplies_bf16() -> bool:
+    """Whether oneDNN multiplies bf16 matrices on this CPU, which from AVX-512 on it does, on x86.
 
-    Where torch is without that library, nothing is known and torch's own way is taken for good.
+    Where torch is without oneDNN, nothing is known and torch's own way is taken for good.
     """
     if not torch.backends.mkldnn.is_available():
         return True
@@ -67,5 +67,5 @@ def _cpu() -> str | None:
     except OSError:
         return platform.processor() or None
     model = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), None)
-    lacks = "" if cpu_has_bf16() else ", no bf16 instructions"
-    return f"{model}, {os.cpu_count()} cores{lacks}"
+    way = "" if multiplies_bf16() else ", bf16 by float32"
+    return f"{model}, {os.cpu_count()} cores{way}"

@@ -1,8 +1,8 @@
-"""bf16 on a CPU that has no instructions for it.
+"""bf16 on a CPU for which oneDNN has no products of it: on x86, one without AVX-512.
 
-There torch multiplies bf16 matrices many times slower than float32 ones. A product of bf16 numbers
-summed up in float32 and rounded once to bf16 is what the instructions give, up to the order of the
-sum; so it is computed that way, and a run in bf16 takes about the time of one in float32.
+There torch's own are many times slower than those of float32. A product of bf16 numbers summed up
+in float32 and rounded once to bf16 is what AVX512-BF16 and AMX give, up to the order of the sum; so
+it is computed that way, and a run in bf16 takes about the time of one in float32.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from wtacrs_experiments.config.running import TrainingConfig
-from wtacrs_experiments.records.provenance import cpu_has_bf16
+from wtacrs_experiments.config import PlanConfig, TrainingConfig
+from wtacrs_experiments.records.provenance import multiplies_bf16
 
 _aten = torch.ops.aten
-# All they return for bf16 is bf16. Attention's forward pass is not slow enough to be among them.
+# What a training step is made of; all they return for bf16 is bf16. Attention's backward pass is
+# float32 throughout, its forward pass is not slow in bf16. Products into a buffer (out=) are small.
 PRODUCTS = frozenset(
     {
         _aten.mm.default,
@@ -31,10 +32,11 @@ PRODUCTS = frozenset(
 
 
 class Float32Products(TorchDispatchMode):
-    """Context in which products of bf16 matrices are computed in float32 and rounded to bf16.
+    """Context in which ``PRODUCTS`` of bf16 are computed in float32 and rounded to bf16.
 
-    The float32 copies live only within the product; what counts memory inside this context does not
-    see them, so a peak is that of a machine with the instructions.
+    Not under ``torch.inference_mode``, which does not take a linear layer apart. The float32 copies
+    live only within the product; what counts memory inside this context does not see them, so a
+    peak is that of a CPU with the instructions.
     """
 
     def __torch_dispatch__(
@@ -46,10 +48,10 @@ class Float32Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def products(training: TrainingConfig) -> AbstractContextManager[Any]:
-    """The context for a run: ``Float32Products`` where it is in bf16 on a CPU that lacks it."""
-    on_cpu = training.device == "cpu" or not torch.cuda.is_available()
-    if training.precision == "fp32" or not on_cpu or cpu_has_bf16():
+def products(steps: TrainingConfig | PlanConfig) -> AbstractContextManager[Any]:
+    """The context for training steps: ``Float32Products`` where they are in bf16 and need it."""
+    on_cpu = steps.device == "cpu" or not torch.cuda.is_available()
+    if steps.precision == "fp32" or not on_cpu or multiplies_bf16():
         return nullcontext()
-    print("bf16: this CPU has no instructions for it; products in float32, rounded to bf16")
+    print("bf16: no fast products of it on this CPU; computed in float32 and rounded")
     return Float32Products()

@@ -32,10 +32,10 @@ def test_fields():
     }
 
 
-def test_a_cpu_without_bf16_is_told(monkeypatch):
-    for has_bf16 in (False, True):
-        monkeypatch.setattr(module, "cpu_has_bf16", lambda answer=has_bf16: answer)
-        assert provenance()["cpu"].endswith("cores") == has_bf16
+def test_a_cpu_that_computes_bf16_by_float32_is_told(monkeypatch):
+    for multiplies in (False, True):
+        monkeypatch.setattr(module, "multiplies_bf16", lambda answer=multiplies: answer)
+        assert provenance()["cpu"].endswith(", bf16 by float32") != multiplies
 
 
 def test_outside_a_repository(monkeypatch, tmp_path):

@@ -1,13 +1,13 @@
-"""bf16 products in float32, where the CPU has no instructions for bf16."""
+"""bf16 products in float32, where oneDNN has none of bf16."""
 
 import pytest
 import torch
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from wtacrs.measure.tracker import StorageTracker
 from wtacrs_experiments.config.running import TrainingConfig
-from wtacrs_experiments.run import bf16
+from wtacrs_experiments.run import bf16, runner
 
 ROUNDING = 2**-8  # to bf16, relative: half of the last of 8 binary places
 
@@ -90,7 +90,7 @@ def test_what_counts_memory_sees_no_float32_copies():
 
 
 @pytest.mark.parametrize(
-    ("precision", "has_bf16", "in_float32"),
+    ("precision", "multiplies", "in_float32"),
     [
         ("bf16-autocast", False, True),
         ("bf16", False, True),
@@ -99,9 +99,25 @@ def test_what_counts_memory_sees_no_float32_copies():
     ],
 )
 def test_only_a_run_in_bf16_on_a_cpu_without_it(
-    precision, has_bf16, in_float32, monkeypatch, capsys
+    precision, multiplies, in_float32, monkeypatch, capsys
 ):
-    monkeypatch.setattr(bf16, "cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(bf16, "multiplies_bf16", lambda: multiplies)
     context = bf16.products(TrainingConfig(precision=precision, device="cpu"))
     assert isinstance(context, bf16.Float32Products) == in_float32
-    assert ("products in float32" in capsys.readouterr().out) == in_float32
+    assert ("computed in float32" in capsys.readouterr().out) == in_float32
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_of_a_run_computes_so(rank, make_config, monkeypatch):
+    def carry_out(*_):
+        modes.append(_get_current_dispatch_mode())
+
+    modes = []
+    monkeypatch.setattr(bf16, "multiplies_bf16", lambda: False)
+    monkeypatch.setattr(runner, "carry_out", carry_out)
+    monkeypatch.setattr(runner, "show", lambda *_: None)
+    monkeypatch.setattr(runner.ranks, "rank", lambda: rank)
+    monkeypatch.setattr(runner.ranks, "follows", lambda: True)
+    runner.run(make_config("training.precision=bf16-autocast"))
+    assert [type(mode) for mode in modes] == [bf16.Float32Products]
+    assert _get_current_dispatch_mode() is None
