@@ -33,7 +33,19 @@ def _lacks(check: Callable[[Any], Any], group: Any, known: Lacks) -> str | None:
             known[key] = None
         except UserError as error:
             known[key] = str(error).splitlines()[0]
+        except (
+            Exception
+        ) as error:  # of a damaged tokenizer: whatever the library that reads it says
+            known[key] = f"{group.name} cannot be loaded ({type(error).__name__}: {error})"
     return known[key]
+
+
+def is_completed(config: RunConfig) -> bool:
+    """Whether a cell is done; one with a damaged record is not, of which its run tells."""
+    try:
+        return is_done(config)
+    except UserError:
+        return False
 
 
 def start(cell: Cell) -> bool:
@@ -58,7 +70,7 @@ def run_all(of: dict[Cell, RunConfig]) -> dict[str, int]:
     counts = dict.fromkeys(("done", "completed", "failed", "under way", "lacking"), 0)
     told, known = set(), Lacks()
     for number, (cell, config) in enumerate(of.items(), start=1):
-        if is_done(config):
+        if is_completed(config):
             counts["done"] += 1
         elif (lack := missing(config, known)) is not None:
             counts["lacking"] += 1
@@ -71,5 +83,5 @@ def run_all(of: dict[Cell, RunConfig]) -> dict[str, int]:
                 counts["failed"] += 1
                 print(f"failed, the others go on: {cell}", flush=True)
             else:
-                counts["completed" if is_done(config) else "under way"] += 1
+                counts["completed" if is_completed(config) else "under way"] += 1
     return counts

@@ -23,8 +23,8 @@ from rich.table import Table
 from wtacrs_experiments.config.rules import check_choice, check_range
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.plan.kept import Record, planned_step
-from wtacrs_experiments.plan.start import run_all
-from wtacrs_experiments.records.grid import Cell, cells, configs, is_done, load_grid
+from wtacrs_experiments.plan.start import is_completed, run_all
+from wtacrs_experiments.records.grid import Cell, cells, configs, load_grid
 from wtacrs_experiments.words import GIB, MISSING
 
 GROUPS = ("model=", "tuning", "estimator", "memory", "budget")  # of a run, that a plan has too
@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _count(found: dict[Cell, Any]) -> None:
-    done = sum(is_done(config) for config in found.values())
+    done = sum(is_completed(config) for config in found.values())
     print(f"{len(found)} runs: {done} done, {len(found) - done} to go", flush=True)
 
 

@@ -1,12 +1,13 @@
 """Grids: the cells they describe, which are done, and that what fails or lacks stops no other."""
 
+import shutil
 import signal
 
 import huggingface_hub
 import pandas as pd
 import pytest
 
-from wtacrs_experiments.config import PAPER
+from wtacrs_experiments.config import PAPER, RunConfig, compose
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.plan import start as starting
 from wtacrs_experiments.plan.start import missing, run_all
@@ -90,6 +91,28 @@ def test_what_is_done_is_skipped_and_a_failure_stops_nothing(tiny, leave, start,
     assert run_all(tiny) == expected  # the last left no record: another process has it
     assert start.calls == NAMES[1:]
     assert f"failed, the others go on: {NAMES[1]}" in capsys.readouterr().out
+
+
+def test_a_damaged_record_stops_nothing(tiny, start):
+    """Its own run refuses it, in a process of its own."""
+    record_of(next(iter(tiny.values()))).parent.mkdir()
+    record_of(next(iter(tiny.values()))).write_text("{")
+    start.fails = NAMES[:1]
+    assert run_all(tiny)["failed"] == 1
+    assert start.calls == NAMES
+
+
+@pytest.mark.parametrize("content", ["{}", '{"version": "1.0", "added_tokens": []}'])
+def test_a_damaged_tokenizer_lacks(content, tiny, start, saved_model, tmp_path, capsys):
+    """Of the first the library says KeyError, of the second a bare Exception."""
+    folder = shutil.copytree(saved_model, tmp_path / "copy")
+    (folder / "tokenizer.json").write_text(content)
+    given = ("model=minilm", "model.source=folder", f"model.path={folder}")
+    cell = Cell("minilm", "full", "digits", 0, given, None)
+    found = {cell: compose(RunConfig, (*given, "task=rte"))} | tiny
+    assert run_all(found)["lacking"] == 1
+    assert start.calls == NAMES
+    assert "missing: minilm cannot be loaded (" in capsys.readouterr().out
 
 
 def test_what_lacks_is_said_once(start, capsys, monkeypatch, tmp_path):
