@@ -4,7 +4,7 @@ laptop: what two cores can do, mpnet_base on four tasks. paper: the jobs of arXi
 the planned peak of a step and, for a rate that you give, say --tflops 60, the hours of a run: its
 training steps × the operations of their matrix products on rows of 128 tokens, evaluation left
 out. --only t5_base rte takes the runs of these words alone. --run carries out what has no completed
-record; a cell that fails does not stop the others.
+record; a cell that fails does not stop the others. Without it laptop lists what is to go.
 """
 
 from __future__ import annotations
@@ -124,9 +124,11 @@ def main(arguments: list[str] | None = None) -> int:
     of = chosen(cells(grid), options.only)
     if "rows" in grid:
         show_costs(of, options.plans, options.tflops)
+    elif options.tflops is not None:
+        raise UserError("--tflops: hours are planned at the scale paper alone; leave it out")
     with redirect_stdout(sys.stderr):
         found = configs(of)
-    _count(found)
+    _count(found, names="rows" not in grid and not options.run)
     if options.run and grid.get("needs_gpu") and not torch.cuda.is_available():
         print("missing: a CUDA device, which these runs need; none was started")
         return 1
@@ -138,9 +140,10 @@ def main(arguments: list[str] | None = None) -> int:
     return int(bool(counts["failed"] or counts["lacking"]))
 
 
-def _count(found: dict[Cell, Any]) -> None:
-    done = sum(is_completed(config) for config in found.values())
-    print(f"{len(found)} runs: {done} done, {len(found) - done} to go", flush=True)
+def _count(found: dict[Cell, Any], names: bool = False) -> None:
+    left = [str(cell) for cell, config in found.items() if not is_completed(config)]
+    counted = f"{len(found)} runs: {len(found) - len(left)} done, {len(left)} to go"
+    print("\n".join([counted, *(left if names else [])]), flush=True)
 
 
 if __name__ == "__main__":

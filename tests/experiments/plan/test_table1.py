@@ -57,6 +57,15 @@ def test_costs(command):
     assert {"estimator=wtacrs", "budget=0.5", "batch_size=30", "device=cuda"} <= {*half}
 
 
+def test_laptop_lists_what_is_to_go(command, monkeypatch):
+    grid = {key: value for key, value in GRID.items() if key not in ("rows", "warmup_steps")}
+    monkeypatch.setattr(table1, "load_grid", lambda name, results: grid | {"all": []})
+    count, *left = command("laptop", "--only", "half").splitlines()
+    assert count == "2 runs: 0 done, 2 to go"
+    assert left == [f"digits_tiny · half · digits · seed {seed}" for seed in (0, 1)]
+    assert "planned at the scale paper alone" in command("laptop", "--tflops", "2", status=1)
+
+
 def test_hours_need_a_rate(command):
     out = command("paper")
     assert "hours need a rate: --tflops 60" in out
