@@ -101,15 +101,15 @@ def curve(
     if largest == 0:
         raise UserError(f"the limit of {limit} bytes is too little for a batch of 1")
     step_of, points = stepper(config, largest), []
-    for size in sizes(largest):
-        try:
-            with products(config):
+    with products(config):
+        for size in sizes(largest):
+            try:
                 work = paired(reference, step_of(size), pairs)  # seconds of it over seconds of ours
-            relative = summary([ratio * size / b for ratio in work])
-        except torch.OutOfMemoryError:
-            relative = None
-        points.append({"batch_size": size, "relative_samples_per_second": relative})
-        print(f"batch {size}: {relative and round(relative['median'], 3)} of the reference")
+                relative = summary([ratio * size / b for ratio in work])
+            except torch.OutOfMemoryError:
+                relative = None
+            points.append({"batch_size": size, "relative_samples_per_second": relative})
+            print(f"batch {size}: {relative and round(relative['median'], 3)} of the reference")
     return {"largest_batch": largest, "points": points}
 
 
