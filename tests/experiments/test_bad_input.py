@@ -67,6 +67,13 @@ def python(*command, **environment):
     )
 
 
+@pytest.fixture(scope="module")
+def seconds_to_load():
+    """What this machine takes to load what a run needs: twice as long as to refuse, or longer."""
+    program = "import time, torch, transformers, datasets, accelerate; print(time.process_time())"
+    return float(python("-c", program).stdout)
+
+
 COMMAND = """
 import json, sys, time
 started = time.process_time()
@@ -95,13 +102,15 @@ print(json.dumps([status, loaded, time.process_time() - started]))
     ],
     ids=str,
 )
-def test_command_refuses_in_a_second_without_torch(status, arguments, tmp_path):
+def test_command_refuses_without_torch_and_before_it_would_be_there(
+    status, arguments, seconds_to_load, tmp_path
+):
     done = python("-c", COMMAND.format(arguments=[*arguments, *hydra(tmp_path, arguments)]))
     assert "Traceback" not in done.stderr
     assert "error: " in done.stderr
     found, loaded, seconds = json.loads(done.stdout.splitlines()[-1])
     assert (found, loaded) == (status, [])
-    assert seconds < 1  # of this process, whatever else the machine does
+    assert seconds < seconds_to_load  # of this process, whatever else the machine does
 
 
 def hydra(tmp_path, arguments):
