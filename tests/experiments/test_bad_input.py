@@ -69,7 +69,7 @@ def python(*command, **environment):
 
 @pytest.fixture(scope="module")
 def seconds_to_load():
-    """What this machine takes to load what a run needs: twice as long as to refuse, or longer."""
+    """What this machine takes to load what a run needs."""
     program = "import time, torch, transformers, datasets, accelerate; print(time.process_time())"
     return float(python("-c", program).stdout)
 
@@ -110,7 +110,7 @@ def test_command_refuses_without_torch_and_before_it_would_be_there(
     assert "error: " in done.stderr
     found, loaded, seconds = json.loads(done.stdout.splitlines()[-1])
     assert (found, loaded) == (status, [])
-    assert seconds < seconds_to_load  # of this process, whatever else the machine does
+    assert seconds < seconds_to_load / 1.5  # of this process, whatever else the machine does
 
 
 def hydra(tmp_path, arguments):
