@@ -1,4 +1,4 @@
-"""Twenty kills of runs, as `python -m tests.faults.kills` makes hundreds."""
+"""Ten kills of runs, as `python -m tests.faults.kills` makes hundreds."""
 
 import os
 import subprocess
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = ("--random", "10", "--aimed", "10")
-VARIANTS = ("lean", "LoRA", "by length", "sweep of LoRA")
+OPTIONS = ("--random", "5", "--aimed", "5")
+VARIANTS = ("lean", "by length", "sweep of LoRA")
 
 
 @pytest.mark.slow
-def test_twenty_kills():
-    """In a process of its own, for it forks: 10 at random moments, 10 at lines aimed at. The longer
+def test_ten_kills():
+    """In a process of its own, for it forks: 5 at random moments, 5 at lines aimed at. The longer
     variants are left to the command."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.kills", *OPTIONS, "--variants", *VARIANTS],

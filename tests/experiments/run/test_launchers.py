@@ -38,30 +38,25 @@ def records(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit"])
-def test_twelve_cells_and_two_that_fail(launcher, tmp_path):
-    """What fails stops no other, is said at the end, and by the exit status."""
-    seeds = ",".join(map(str, range(6)))
-    cells = (f"launcher={launcher}", f"seed={seeds}", "estimator=full,wtacrs")
-    process = start(tmp_path, *cells)
-    _, err = process.communicate(timeout=280)
-    assert (process.returncode, len(records(tmp_path))) == (0, 12), err
-    assert {record["status"] for record in records(tmp_path)} == {"completed"}
+def test_what_fails_stops_no_other(launcher, tmp_path):
+    """And is said at the end, and by the exit status."""
     process = start(tmp_path, f"launcher={launcher}", "seed=0,1", "training.learning_rate=-1,1e-3")
     _, err = process.communicate(timeout=280)
     assert process.returncode == 1
     assert "2 of 4 failed" in err
     assert err.count("training.learning_rate=-1") >= 2
+    assert [record["status"] for record in records(tmp_path)] == ["completed"] * 2
 
 
 @pytest.mark.slow
 def test_a_sweep_started_twice_does_each_cell_once(tmp_path):
-    both = [start(tmp_path, "launcher=joblib", "seed=0,1,2,3") for _ in range(2)]
+    both = [start(tmp_path, "launcher=joblib", "seed=0,1") for _ in range(2)]
     told = [process.communicate(timeout=280) for process in both]
     assert [process.returncode for process in both] == [0, 0], told
-    assert len(records(tmp_path)) == 4
+    assert len(records(tmp_path)) == 2
     output = "".join(out for out, _ in told)
-    assert output.count("training loss") == 4
-    assert output.count("skipped, ") == 4
+    assert output.count("training loss") == 2
+    assert output.count("skipped, ") == 2
 
 
 @pytest.mark.slow
@@ -69,19 +64,19 @@ def test_a_sweep_started_twice_does_each_cell_once(tmp_path):
     find_spec("ray") is None, reason="needs hydra-ray-launcher, which CI puts beside the rest"
 )
 def test_ray(tmp_path):
-    """Twelve cells, twelve that fail, and all of it twice at once: on a cluster each. Ray may end
+    """Three cells, three that fail, and all of it twice at once: on a cluster each. Ray may end
     before it has told a worker's last lines."""
     own = "hydra.launcher.ray.init.address=local"
-    cells = (own, "seed=0,1,2,3,4,5", "estimator=full,wtacrs", "training.learning_rate=-1,1e-3")
+    cells = (own, "seed=0,1,2", "training.learning_rate=-1,1e-3")
     more = {"HOME": str(tmp_path), "RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     both = [start(tmp_path, "launcher=ray", *cells, **more) for _ in range(2)]
     told = [process.communicate(timeout=400) for process in both]
     assert [process.returncode for process in both] == [1, 1], told
-    assert all("12 of 24 failed" in err for _, err in told)
-    assert [record["status"] for record in records(tmp_path)] == ["completed"] * 12
+    assert all("3 of 6 failed" in err for _, err in told)
+    assert [record["status"] for record in records(tmp_path)] == ["completed"] * 3
     output = "".join(out for out, _ in told)
-    assert output.count("training loss") <= 12
-    assert 1 <= output.count("skipped, ") <= 12
+    assert output.count("training loss") <= 3
+    assert 1 <= output.count("skipped, ") <= 3
 
 
 def test_a_worker_begins_where_the_command_was_typed(monkeypatch, tmp_path):

@@ -6,13 +6,17 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from accelerate.utils import DistributedType
 
 from wtacrs_experiments import cli
-from wtacrs_experiments.config import ROOT
+from wtacrs_experiments.config import ROOT, RunConfig, compose
+from wtacrs_experiments.main import main
 from wtacrs_experiments.records.record import read_record
+from wtacrs_experiments.run import ranks, runner
 
 GIVEN = ("task=digits", "model=digits_tiny", "training.batch_size=8", "training.device=cpu")
 STEPS = ("training.max_steps=12", "measure.warmup_steps=1")
@@ -52,6 +56,10 @@ sys.exit(run.main())
 """
 
 
+def runs(tmp_path):
+    return f"results_dir={tmp_path / 'runs'}"
+
+
 @pytest.fixture
 def start(tmp_path):
     """Starts ``world`` processes of one run."""
@@ -59,9 +67,9 @@ def start(tmp_path):
     script.write_text(SLOW)
 
     def go(world, *overrides, program=str(ROOT / "run.py"), launcher=TORCHRUN, **more):
-        folder = f"results_dir={tmp_path / 'runs'}"
+        words = (*GIVEN, *overrides, runs(tmp_path))
         return subprocess.Popen(
-            [sys.executable, "-m", *launcher, str(world), program, *GIVEN, *overrides, folder],
+            [sys.executable, "-m", *launcher, str(world), program, *words],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more},
             stdout=subprocess.PIPE,
@@ -83,12 +91,13 @@ def only_record(tmp_path, world):
 @pytest.mark.parametrize("order", ["training.group_by_length=false", *BY_LENGTH[:1]])
 def test_two_processes_are_one_run(order, start, tmp_path):
     """The losses and scores of one process, to rounding: gradients are no multiple of its. One
-    record, with what each process needed at its peak; a second time it is skipped."""
-    for world in (1, 2):
-        process = start(world, "estimator=full", order, *STEPS)
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
-        assert output.count("training loss") == 1
+    record, with what each process needed at its peak."""
+    chosen = compose(RunConfig, [*GIVEN, *STEPS, "estimator=full", order, runs(tmp_path)])
+    runner.run(chosen)
+    process = start(2, "estimator=full", order, *STEPS)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert output.count("training loss") == 1
     one, two = (only_record(tmp_path, world) for world in (1, 2))
     assert two.metrics["loss_curve"]["loss"] == pytest.approx(
         one.metrics["loss_curve"]["loss"], rel=1e-4
@@ -98,8 +107,9 @@ def test_two_processes_are_one_run(order, start, tmp_path):
     assert len(two.memory["peak_bytes_by_rank"]) == 2
     assert two.memory["peak_bytes"] < one.memory["peak_bytes"]  # half of the batch
     assert two.throughput["steps_timed"] == one.throughput["steps_timed"] == 11
-    output, _ = start(2, "estimator=full", order, *STEPS).communicate(timeout=240)
-    assert output.count("skipped, completed before") == 1
+    if order in BY_LENGTH:  # and then it is done
+        output, _ = start(2, "estimator=full", order, *STEPS).communicate(timeout=240)
+        assert output.count("skipped, completed before") == 1
 
 
 @pytest.mark.slow
@@ -178,26 +188,33 @@ def test_a_process_that_is_killed_leaves_no_hanging_run(rank, start, tmp_path, c
     assert not [*(tmp_path / "runs").glob("*.running")]
 
 
+def test_what_processes_cannot_do_together(start, tmp_path):
+    other = {"OF_RANK": json.dumps({"1": ["seed=3"]})}
+    process = start(2, program=start.slow, **other)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "the processes were given other values of seed; give one" in output
+    assert not [*(tmp_path / "runs").glob("*.json")]
+
+
 @pytest.mark.parametrize(
-    ("overrides", "more", "message"),
+    ("overrides", "message"),
     [
         (
             ["training.batch_size=7"],
-            {},
             "training.world_size=2 processes cannot share a batch of training.batch_size=7 evenly",
         ),
-        (
-            [],
-            {"OF_RANK": json.dumps({"1": ["seed=3"]})},
-            "the processes were given other values of seed; give one",
-        ),
-        (["mode=measure"], {}, "run in one process, without torchrun"),
-        ([], {"ACCELERATE_USE_FSDP": "true"}, "shards (FSDP) on accelerators only"),
+        (["mode=measure"], "run in one process, without torchrun"),
+        ([], "shards (FSDP) on accelerators only"),
     ],
 )
-def test_what_processes_cannot_do_together(overrides, more, message, start, tmp_path):
-    process = start(2, *overrides, program=start.slow, **more)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert message in output
+def test_what_one_of_two_processes_refuses(overrides, message, monkeypatch, capsys, tmp_path):
+    """Before it waits for the other, which is not there."""
+    for name, value in {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    on_cpu = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
+    monkeypatch.setattr(ranks, "PartialState", lambda cpu: on_cpu)
+    monkeypatch.setattr(sys, "argv", ["run.py", *GIVEN, *overrides, runs(tmp_path)])
+    assert main() == 1
+    assert message in capsys.readouterr().err
     assert not [*(tmp_path / "runs").glob("*.json")]
