@@ -10,13 +10,14 @@ split picks the epoch and the other half is reported.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from wtacrs_experiments.config import as_record
-from wtacrs_experiments.records.grid import cells, configs, load_grid
+from wtacrs_experiments.records.grid import Cell, cells, configs, load_grid
 from wtacrs_experiments.records.record import config_hash
 from wtacrs_experiments.reports.paired import half_width
 from wtacrs_experiments.reports.runs import load_runs, read_run
@@ -40,11 +41,18 @@ def of_grid(folder: Path, protocol: str) -> pd.DataFrame:
         if row["status"] == "completed":
             found[run_key(record.config)] = row
     rows = []
-    for cell, config in configs(cells(load_grid(GRID))).items():
-        row = found.get(run_key(as_record(config)), {})
+    for cell, key in keys().items():
+        row = found.get(key, {})
         own = {"method": cell.method, "task": cell.task, "seed": cell.seed}
         rows.append({**own, **{name: row.get(name) for name in ("metric", "score", "record")}})
     return pd.DataFrame(rows).astype({"score": float})
+
+
+@cache  # both protocols ask, and composing takes seconds
+def keys() -> dict[Cell, tuple[str, str]]:
+    """The ``run_key`` of each run of the grid."""
+    found = configs(cells(load_grid(GRID)))
+    return {cell: run_key(as_record(config)) for cell, config in found.items()}
 
 
 def run_key(config: dict[str, Any]) -> tuple[str, str]:
