@@ -33,8 +33,6 @@ def _lacks(check: Callable[[Any], Any], group: Any, known: Lacks) -> str | None:
             known[key] = None
         except UserError as error:
             known[key] = str(error).splitlines()[0]
-        except Exception as error:  # what a library says of a damaged tokenizer has no one type
-            known[key] = f"{group.name} cannot be loaded ({type(error).__name__}: {error})"
     return known[key]
 
 

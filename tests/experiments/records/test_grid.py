@@ -112,7 +112,7 @@ def test_a_damaged_tokenizer_lacks(content, tiny, start, saved_model, tmp_path, 
     found = {cell: compose(RunConfig, (*given, "task=rte"))} | tiny
     assert run_all(found)["lacking"] == 1
     assert start.calls == NAMES
-    assert "missing: minilm cannot be loaded (" in capsys.readouterr().out
+    assert f"missing: model=minilm: {folder} is damaged (" in capsys.readouterr().out
 
 
 def test_what_lacks_is_said_once(start, capsys, monkeypatch, tmp_path):

