@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from wtacrs_experiments.config import PlanConfig, TrainingConfig
 from wtacrs_experiments.records.provenance import multiplies_bf16
+from wtacrs_experiments.run.devices import on_cpu
 
 _aten = torch.ops.aten
 # What a training step is made of; all they return for bf16 is bf16. Attention's backward pass is
@@ -50,8 +51,7 @@ class Float32Products(TorchDispatchMode):
 
 def products(steps: TrainingConfig | PlanConfig) -> AbstractContextManager[Any]:
     """The context for training steps: ``Float32Products`` where they are in bf16 and need it."""
-    on_cpu = steps.device == "cpu" or not torch.cuda.is_available()
-    if steps.precision == "fp32" or not on_cpu or multiplies_bf16():
+    if steps.precision == "fp32" or not on_cpu(steps.device) or multiplies_bf16():
         return nullcontext()
     print("bf16: no fast products of it on this CPU; computed in float32 and rounded")
     return Float32Products()

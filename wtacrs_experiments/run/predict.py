@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wtacrs_experiments.config import RunConfig, TaskConfig
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.records.store import write_text
+from wtacrs_experiments.run.devices import on_cpu
 from wtacrs_experiments.run.files import Row, read_rows
 from wtacrs_experiments.run.labels import text_of
 from wtacrs_experiments.run.saving import load_trained, model_folder
@@ -54,8 +55,7 @@ def predict(
         if taken := [name for name in ADDED if name in row]:
             raise UserError(f"{where}: {taken[0]} is there already; rename or remove the column")
     config, model, tokenizer = load_trained(folder)
-    use_cpu = device == "cpu" or not torch.cuda.is_available()
-    model.to(torch.device("cpu" if use_cpu else "cuda"))
+    model.to(torch.device("cpu" if on_cpu(device) else "cuda"))
     if config.task.source == "sft":
         answers = generate(config.task, model, tokenizer, rows, batch_size, new_tokens)
     else:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import (
     DistributedType,
@@ -22,6 +21,7 @@ from accelerate.utils import (
 
 from wtacrs_experiments.config import RunConfig, as_record
 from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.run.devices import on_cpu
 
 
 def world_size() -> int:
@@ -44,7 +44,7 @@ def join(config: RunConfig) -> None:
         return
     if config.measure.alone or config.measure.probe_steps is not None:
         raise UserError("mode=measure and measure=variance run in one process, without torchrun")
-    state = PartialState(cpu=config.training.device == "cpu" or not torch.cuda.is_available())
+    state = PartialState(cpu=on_cpu(config.training.device))
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         if state.distributed_type == DistributedType.MULTI_CPU:
             raise UserError("accelerate shards (FSDP) on accelerators only; here it would be DDP")

@@ -31,6 +31,7 @@ from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.record import record_path
 from wtacrs_experiments.run import protocol, sft
 from wtacrs_experiments.run.batch_facts import BatchFacts
+from wtacrs_experiments.run.devices import on_cpu
 from wtacrs_experiments.run.progress import Bars, Lines
 from wtacrs_experiments.run.stopping import EarlyStop, stopped, stopping_arguments
 from wtacrs_experiments.run.tasks import TaskData
@@ -53,8 +54,6 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
     steps, share = t.checkpoint_steps, t.batch_size // t.world_size
     # Of a language model logits (b, t, vocabulary) have to fit, as they do in training.
     evaluated = min(t.eval_batch_size, share) if config.task.source == "sft" else t.eval_batch_size
-    # Said plainly: without an accelerator the Trainer refuses bf16 unless told to use the CPU.
-    on_cpu = t.device == "cpu" or not torch.cuda.is_available()  # Apple's GPU has no float64
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=t.epochs,
@@ -68,7 +67,7 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         warmup_steps=t.warmup_ratio if t.warmup_steps is None else t.warmup_steps,  # < 1: a share
         max_grad_norm=t.max_grad_norm,
         bf16=t.precision == "bf16-autocast",
-        use_cpu=on_cpu,
+        use_cpu=on_cpu(t.device),  # said plainly, or the Trainer refuses bf16
         train_sampling_strategy="group_by_length" if t.group_by_length else "random",
         seed=config.seed,
         data_seed=config.seed,
@@ -85,7 +84,7 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         run_name=folder.name,
         remove_unused_columns=False,  # sample_ids are ours; wtacrs takes them out
         disable_tqdm=not (t.progress and sys.stderr.isatty() and sys.stdout.isatty()),
-        dataloader_pin_memory=not on_cpu,
+        dataloader_pin_memory=not on_cpu(t.device),
     )
 
 
