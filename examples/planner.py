@@ -11,7 +11,7 @@ from wtacrs_experiments.plan.search import plan
 
 GIB = 2**30
 STEP = ("model=bert_base", "batch_size=32", "max_length=128", "precision=bf16", "device=cuda")
-PRESETS = ("plain", "checkpoint", "linear", "lean", "leanest")
+PRESETS = ("plain", "checkpoint", "lean", "leanest")
 
 
 def main() -> None:
