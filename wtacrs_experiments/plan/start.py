@@ -33,6 +33,8 @@ def _lacks(check: Callable[[Any], Any], group: Any, known: Lacks) -> str | None:
             known[key] = None
         except UserError as error:
             known[key] = str(error).splitlines()[0]
+        except Exception as error:  # a package that it needs, say
+            known[key] = f"{group.name} cannot be loaded ({type(error).__name__}: {error})"
     return known[key]
 
 

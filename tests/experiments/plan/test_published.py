@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.experiments.plan.test_plan import BERT
+from wtacrs_experiments.config import ROOT, PlanConfig, build
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.plan import kept, published
 from wtacrs_experiments.plan.kept import planned_batches, planned_step
+from wtacrs_experiments.plan.search import plan
 from wtacrs_experiments.records.planned import FULL, index_path, read_planned
 
 PLAIN = (*BERT, "memory=plain")
@@ -64,6 +66,16 @@ def test_rows_are_those_of_the_figure_and_the_table():
         for methods in rows.values():
             assert {FULL, "checkpoint", "leanest@0.3", "lean@0.3"} <= methods.keys()
             assert len({tuple(sorted(overrides)) for overrides in methods.values()}) == len(methods)
+
+
+@pytest.mark.slow
+def test_a_published_plan_is_what_is_planned_today():
+    """Of another planner no record tells."""
+    found = read_planned(ROOT / "results" / "plan", "decoders")
+    record = found["Llama-3.2-1B, 1 × 1,024"]["leanest@0.3"]
+    today = plan(build(PlanConfig, record["config"]))
+    assert today.at_peak == record["memory"]["at_peak"]
+    assert (today.flops, today.relative_flops) == (record["flops"], record["relative_flops"])
 
 
 @pytest.mark.parametrize("recorded", [False, True])

@@ -115,6 +115,15 @@ def test_a_damaged_tokenizer_lacks(content, tiny, start, saved_model, tmp_path, 
     assert f"missing: model=minilm: {folder} is damaged (" in capsys.readouterr().out
 
 
+def test_what_a_tokenizer_needs_lacks(tiny, monkeypatch):
+    def needs(config):
+        raise ImportError("requires sacremoses")
+
+    monkeypatch.setattr(starting, "load_tokenizer", needs)
+    expected = "digits_tiny cannot be loaded (ImportError: requires sacremoses)"
+    assert missing(next(iter(tiny.values())), {}) == expected
+
+
 def test_what_lacks_is_said_once(start, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     blocks = [{"models": ["bert_base"], "tasks": ["rte"]}, {"models": ["digits_tiny"]}]

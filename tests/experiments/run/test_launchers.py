@@ -46,6 +46,9 @@ def test_what_fails_stops_no_other(launcher, tmp_path):
     assert "2 of 4 failed" in err
     assert err.count("training.learning_rate=-1") >= 2
     assert [record["status"] for record in records(tmp_path)] == ["completed"] * 2
+    process = start(tmp_path, f"launcher={launcher}", "seed=0", "training.learning_rate=1e-3")
+    _, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
 
 
 @pytest.mark.slow

@@ -6,17 +6,14 @@ import re
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import psutil
 import pytest
-from accelerate.utils import DistributedType
 
 from wtacrs_experiments import cli
 from wtacrs_experiments.config import ROOT, RunConfig, compose
-from wtacrs_experiments.main import main
 from wtacrs_experiments.records.record import read_record
-from wtacrs_experiments.run import ranks, runner
+from wtacrs_experiments.run import runner
 
 GIVEN = ("task=digits", "model=digits_tiny", "training.batch_size=8", "training.device=cpu")
 STEPS = ("training.max_steps=12", "measure.warmup_steps=1")
@@ -31,7 +28,6 @@ SLOW = """
 import os, signal, sys, time
 sys.argv[1:1] = eval(os.environ.get("OF_RANK", "{}")).get(os.environ["RANK"], [])
 from accelerate import PartialState
-from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 import run
@@ -188,33 +184,10 @@ def test_a_process_that_is_killed_leaves_no_hanging_run(rank, start, tmp_path, c
     assert not [*(tmp_path / "runs").glob("*.running")]
 
 
-def test_what_processes_cannot_do_together(start, tmp_path):
+def test_processes_agree_on_what_to_run(start, tmp_path):
     other = {"OF_RANK": json.dumps({"1": ["seed=3"]})}
     process = start(2, program=start.slow, **other)
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "the processes were given other values of seed; give one" in output
-    assert not [*(tmp_path / "runs").glob("*.json")]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            ["training.batch_size=7"],
-            "training.world_size=2 processes cannot share a batch of training.batch_size=7 evenly",
-        ),
-        (["mode=measure"], "run in one process, without torchrun"),
-        ([], "shards (FSDP) on accelerators only"),
-    ],
-)
-def test_what_one_of_two_processes_refuses(overrides, message, monkeypatch, capsys, tmp_path):
-    """Before it waits for the other, which is not there."""
-    for name, value in {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}.items():
-        monkeypatch.setenv(name, value)
-    on_cpu = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
-    monkeypatch.setattr(ranks, "PartialState", lambda cpu: on_cpu)
-    monkeypatch.setattr(sys, "argv", ["run.py", *GIVEN, *overrides, runs(tmp_path)])
-    assert main() == 1
-    assert message in capsys.readouterr().err
     assert not [*(tmp_path / "runs").glob("*.json")]

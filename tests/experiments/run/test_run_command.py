@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
+from accelerate.utils import DistributedType
 from hydra.core.hydra_config import HydraConfig
 
 from wtacrs_experiments.records.record import record_path
+from wtacrs_experiments.run import ranks
 
 RUN = Path(__file__).parents[3] / "run.py"
 # Hydra opens a log file for each run and leaves closing it to the end of the process.
@@ -72,6 +75,29 @@ def test_run_in_a_process_of_its_own(tmp_path, tiny_overrides):
     assert (done.returncode, done.stderr) == (0, "")
     (path,) = (tmp_path / "runs").glob("[!.]*")
     assert done.stdout.splitlines()[-1] == f"runs/{path.name}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "training.batch_size=7",
+            "training.world_size=2 processes cannot share a batch of training.batch_size=7 evenly",
+        ),
+        ("mode=measure", "run in one process, without torchrun"),
+        ("training.device=cpu", "shards (FSDP) on accelerators only"),
+    ],
+)
+def test_what_processes_cannot_do_together(override, message, command, records, monkeypatch):
+    """One of two, alone: each sees it by itself."""
+    for name, value in {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    on_cpu = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
+    monkeypatch.setattr(ranks, "PartialState", lambda cpu: on_cpu)
+    status, _, error = command(override)
+    assert status == 1
+    assert message in error
+    assert records() == []
 
 
 @pytest.mark.parametrize(
