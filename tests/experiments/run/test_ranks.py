@@ -28,6 +28,7 @@ SLOW = """
 import os, signal, sys, time
 sys.argv[1:1] = eval(os.environ.get("OF_RANK", "{}")).get(os.environ["RANK"], [])
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 import run
