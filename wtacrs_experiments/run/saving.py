@@ -14,8 +14,10 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from peft import PeftModel, TaskType, get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +30,7 @@ from wtacrs_experiments.run.text2text import is_text_to_text
 from wtacrs_experiments.run.tuning import new_head
 
 RUN_FILE = "run.json"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # peft's names
 PREFIX = "base_model.model."  # of names in a file of peft's
 
 
@@ -79,7 +82,7 @@ def save_adapter(config: RunConfig, model: PreTrainedModel, folder: Path) -> Non
     for name, head in heads.items():
         found |= {f"{name}.{key}": value for key, value in head.state_dict().items()}
     tensors = {f"{PREFIX}{key}": value.cpu().contiguous() for key, value in found.items()}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / ADAPTER[1], metadata={"format": "pt"})
     adapter = copy.copy(model.peft_config["default"])
     adapter.inference_mode = True
     adapter.modules_to_save = [*heads] or None
@@ -116,11 +119,25 @@ def load_trained(folder: Path) -> tuple[RunConfig, PreTrainedModel, PreTrainedTo
     model = load_model(source, outputs, config.task.regression)
     pad_alike(model, tokenizer)
     if adapts:
+        model = _with_adapter(model, folder)
+    return config, model.eval(), tokenizer
+
+
+def _with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with the LoRA updates and the head that ``save_adapter`` wrote."""
+    missing = [name for name in ADAPTER if not (folder / name).is_file()]
+    if missing:  # of which peft would ask the hub
+        raise UserError(f"{folder} lacks {' and '.join(missing)}; run the training again")
+    try:
         with warnings.catch_warnings():
             # peft 0.21 asks transformers 5 by a name that is going.
             warnings.simplefilter("ignore", FutureWarning)
-            model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    return config, model.eval(), tokenizer
+            adapted: Any = PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = [*str(error).splitlines(), type(error).__name__][0]
+        raise UserError(f"{folder} is damaged ({reason}); run the training again") from error
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged
 
 
 def _from_anywhere(config: RunConfig) -> RunConfig:

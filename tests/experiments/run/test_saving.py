@@ -108,6 +108,19 @@ def test_peft_loads_the_adapters_of_a_decoder(sft, trained, llama):
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(folder)), trained[0])
     assert not (folder / "model.safetensors").exists()
     torch.testing.assert_close(logits(load_trained(folder)[1]), trained[0])
+    weights, sizes = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-20])
+    with pytest.raises(UserError, match=r"is damaged \(.+\); run the training again"):
+        load_trained(folder)
+    weights.write_bytes(whole)
+    for text in ("{", "{}", json.dumps(json.loads(sizes.read_text()) | {"r": 3})):
+        sizes.write_text(text)
+        with pytest.raises(UserError, match=r"is damaged \(.+\); run the training again"):
+            load_trained(folder)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"lacks adapter_model.safetensors; run"):
+        load_trained(folder)
 
 
 def test_peft_loads_the_adapters_and_the_new_head_of_a_classifier(mnli, trained, saved_model):
