@@ -78,10 +78,11 @@ def start(tmp_path):
     return go
 
 
-def only_record(tmp_path, world):
+def only_record(tmp_path, world, output=""):
     records = [read_record(path) for path in (tmp_path / "runs").glob("*.json")]
-    (record,) = [one for one in records if one.config["training"].get("world_size", 1) == world]
-    return record
+    found = [one for one in records if one.config["training"].get("world_size", 1) == world]
+    assert len(found) == 1, output
+    return found[0]
 
 
 @pytest.mark.slow
@@ -95,7 +96,7 @@ def test_two_processes_are_one_run(order, start, tmp_path):
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert output.count("training loss") == 1
-    one, two = (only_record(tmp_path, world) for world in (1, 2))
+    one, two = (only_record(tmp_path, world, output) for world in (1, 2))
     assert two.metrics["loss_curve"]["loss"] == pytest.approx(
         one.metrics["loss_curve"]["loss"], rel=1e-4
     )
@@ -124,16 +125,16 @@ def test_a_run_that_is_told_to_end_goes_on_from_there(start, tmp_path):
         worker.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=240)
     assert process.returncode != 0
-    assert only_record(tmp_path, 2).status == "interrupted", seen + rest
+    assert only_record(tmp_path, 2, seen + rest).status == "interrupted"
     output, _ = start(2, *chosen, program=start.slow).communicate(timeout=240)
     assert (resumed := re.search(r"resuming from .*checkpoint-(\d+)", output)), output
     assert f"step {resumed[1]} " in output
     assert "step 11 " not in output
-    resumed = only_record(tmp_path, 2)
+    resumed = only_record(tmp_path, 2, output)
     assert resumed.status == "completed"
     next((tmp_path / "runs").glob("*.json")).unlink()
-    start(2, *chosen).communicate(timeout=240)
-    assert only_record(tmp_path, 2).metrics == resumed.metrics
+    output, _ = start(2, *chosen).communicate(timeout=240)
+    assert only_record(tmp_path, 2, output).metrics == resumed.metrics
 
 
 @pytest.mark.slow
@@ -143,15 +144,15 @@ def test_a_sharded_run_is_that_of_whole_models_and_goes_on(start, tmp_path):
     chosen = ("estimator=wtacrs", "memory=lean", "training.max_steps=12", "measure.warmup_steps=1")
     sharded = {"program": start.slow, "launcher": FSDP, "AS_ON_GPUS": "1"}
     output, _ = start(2, *chosen, **sharded, SIGTERM_AT="5").communicate(timeout=240)
-    assert only_record(tmp_path, 2).status == "interrupted", output
+    assert only_record(tmp_path, 2, output).status == "interrupted"
     output, _ = start(2, *chosen, **sharded).communicate(timeout=240)
     assert "/checkpoint-6\n" in output, output
     assert re.search("step 7 [1-9][0-9]* sharded", output)
     assert "step 5 " not in output
-    two = only_record(tmp_path, 2)
+    two = only_record(tmp_path, 2, output)
     next((tmp_path / "runs").glob("*.json")).unlink()
-    start(2, *chosen).communicate(timeout=240)
-    whole = only_record(tmp_path, 2)
+    output, _ = start(2, *chosen).communicate(timeout=240)
+    whole = only_record(tmp_path, 2, output)
     assert two.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], rel=1e-4)
     assert two.metrics["best"] == pytest.approx(whole.metrics["best"], abs=0.01)
     for kind in ("parameter", "optimizer"):
@@ -179,8 +180,8 @@ def test_a_process_that_is_killed_leaves_no_hanging_run(rank, start, tmp_path, c
         assert cli.main(["status", str(tmp_path / "runs")]) == 0
         assert "0 running, 0 failed, 0 out of memory, 1 interrupted" in capsys.readouterr().out
         return
-    record = only_record(tmp_path, 2)
-    assert record.status in ("failed", "interrupted"), output
+    record = only_record(tmp_path, 2, output)
+    assert record.status in ("failed", "interrupted")
     assert record.error["message"]
     assert not [*(tmp_path / "runs").glob("*.running")]
 
