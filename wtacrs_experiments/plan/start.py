@@ -38,7 +38,7 @@ def _lacks(check: Callable[[Any], Any], group: Any, known: Lacks) -> str | None:
     return known[key]
 
 
-def is_completed(config: RunConfig) -> bool:
+def is_known_done(config: RunConfig) -> bool:
     """Whether a cell is done; one with a damaged record is not, of which its run tells."""
     try:
         return is_done(config)
@@ -68,7 +68,7 @@ def run_all(of: dict[Cell, RunConfig]) -> dict[str, int]:
     counts = dict.fromkeys(("done", "completed", "failed", "under way", "lacking"), 0)
     told, known = set(), Lacks()
     for number, (cell, config) in enumerate(of.items(), start=1):
-        if is_completed(config):
+        if is_known_done(config):
             counts["done"] += 1
         elif (lack := missing(config, known)) is not None:
             counts["lacking"] += 1
@@ -81,5 +81,5 @@ def run_all(of: dict[Cell, RunConfig]) -> dict[str, int]:
                 counts["failed"] += 1
                 print(f"failed, the others go on: {cell}", flush=True)
             else:
-                counts["completed" if is_completed(config) else "under way"] += 1
+                counts["completed" if is_known_done(config) else "under way"] += 1
     return counts

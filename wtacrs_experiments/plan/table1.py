@@ -23,7 +23,7 @@ from rich.table import Table
 from wtacrs_experiments.config.rules import check_choice, check_range
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.plan.kept import Record, planned_step
-from wtacrs_experiments.plan.start import is_completed, run_all
+from wtacrs_experiments.plan.start import is_known_done, run_all
 from wtacrs_experiments.records.grid import Cell, cells, configs, load_grid
 from wtacrs_experiments.words import GIB, MISSING
 
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _count(found: dict[Cell, Any], names: bool = False) -> None:
-    left = [str(cell) for cell, config in found.items() if not is_completed(config)]
+    left = [str(cell) for cell, config in found.items() if not is_known_done(config)]
     counted = f"{len(found)} runs: {len(found) - len(left)} done, {len(left)} to go"
     print("\n".join([counted, *(left if names else [])]), flush=True)
 
