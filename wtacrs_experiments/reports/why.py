@@ -3,7 +3,7 @@
 Left, planned: a step of one decoder, from ``results/plan``. Middle, measured: time of a step beside
 full's, from ``results/bench``. Right: differences of scores to full's, paired by seed, from
 ``results/table1``, ``results/ablation`` and ``results/centred``, and the same as a table. A method
-with fewer than three seeds is left out; a method that loses is not.
+with fewer than three seeds is left out, and so are the controls of the ablation.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BEST, WORSE = ("o", "#0072B2"), ("X", "#D55E00")
 SHOWN = {
     "table1": ("wtacrs", "pps/lowrank"),
     "ablation": ("wtacrs",),
-    "centred": ("pps/lowrank",),
+    "centred": ("wtacrs", "pps", "pps/lowrank"),
 }
 
 

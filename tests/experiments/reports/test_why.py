@@ -37,7 +37,7 @@ def test_less_than_three_seeds_are_left_out(three_folders):
     ablation = runs[runs["folder"] == "ablation"]
     assert sorted(ablation["budget"].unique()) == [0.1, 1.0]
     assert len(ablation) == 6
-    assert set(runs[runs["folder"] == "centred"]["estimator"]) == {"full"}
+    assert set(runs[runs["folder"] == "centred"]["estimator"]) == {"full", "wtacrs"}
 
 
 def test_a_loss_is_shown_as_one(three_folders):
