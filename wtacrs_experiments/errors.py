@@ -18,6 +18,11 @@ class NoRecordError(UserError):
     """There is no record yet of what is to be shown."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its class where it says nothing."""
+    return [*str(error).splitlines(), type(error).__name__][0]
+
+
 def one_line(
     failed: int = 1, interrupted: str = "interrupted"
 ) -> Callable[[Callable[Given, int]], Callable[Given, int]]:

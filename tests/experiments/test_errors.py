@@ -2,7 +2,7 @@
 
 import pytest
 
-from wtacrs_experiments.errors import UserError, one_line
+from wtacrs_experiments.errors import UserError, first_line, one_line
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,8 @@ def test_a_fault_of_ours_keeps_its_traceback():
 
     with pytest.raises(KeyError):
         main()
+
+
+def test_an_error_without_words_is_told_by_its_class():
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(MemoryError()) == "MemoryError"

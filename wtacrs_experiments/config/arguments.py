@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from wtacrs_experiments.config.build import dataclass_in, hints_of
 from wtacrs_experiments.config.places import CONF
 from wtacrs_experiments.config.rules import nearest, wrong
-from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.errors import UserError, first_line
 
 OF_RUNS = ("experiment", "launcher")  # groups that are no part of a run's config
 
@@ -60,7 +60,7 @@ def parse(texts: Sequence[str]) -> list[Override]:
             parsed.append(parser.parse_override(text))
             reason = "" if parsed[-1].key_or_group else "it has no key"
         except HydraException as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
         if reason:
             raise UserError(f"{text!r} is no key=value that can be read: {reason}")
     return parsed

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 
-from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.errors import UserError, first_line
 
 #: Launcher -> the module of Hydra that it needs, and the extra that brings it.
 PLUGINS = {
@@ -66,7 +66,7 @@ def place() -> str:
 def tell_failure(error: UserError) -> None:
     """Say that the run of this process failed; the others of the sweep go on."""
     this = HydraConfig.get()
-    failure = {"overrides": [*this.overrides.task], "why": str(error).splitlines()[0]}
+    failure = {"overrides": [*this.overrides.task], "why": first_line(error)}
     if this.mode == RunMode.RUN:
         Sweep.told.append(failure)
     _note(FAILED, json.dumps(failure))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wtacrs_experiments.config import RunConfig, as_record
-from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.errors import UserError, first_line
 from wtacrs_experiments.records.grid import Cell, is_done
 from wtacrs_experiments.run.models import load_tokenizer
 from wtacrs_experiments.run.tasks import check_source
@@ -32,7 +32,7 @@ def _lacks(check: Callable[[Any], Any], group: Any, known: Lacks) -> str | None:
             check(group)
             known[key] = None
         except UserError as error:
-            known[key] = str(error).splitlines()[0]
+            known[key] = first_line(error)
         except Exception as error:  # a package that it needs, say
             known[key] = f"{group.name} cannot be loaded ({type(error).__name__}: {error})"
     return known[key]

@@ -3,7 +3,8 @@
 Left, planned: a step of one decoder, from ``results/plan``. Middle, measured: time of a step beside
 full's, from ``results/bench``. Right: differences of scores to full's, paired by seed, from
 ``results/table1``, ``results/ablation`` and ``results/centred``, and the same as a table. A method
-with fewer than three seeds is left out, and so are the controls of the ablation.
+with fewer than three seeds is left out; one that loses is not. The estimators that these two are
+held against, crs, uniform and deterministic, stand in the table of the ablation.
 """
 
 from __future__ import annotations
@@ -45,24 +46,20 @@ ROWS = ("linear, wtacrs@0.3", "lean, wtacrs@0.3", "leanest, wtacrs@0.3", "checkp
 SEEDS = 3  # at least
 # Of a difference: not told apart or better, and worse.
 BEST, WORSE = ("o", "#0072B2"), ("X", "#D55E00")
-# Folder of records, which is the target of make that trains them -> what is shown beside full.
-SHOWN = {
-    "table1": ("wtacrs", "pps/lowrank"),
-    "ablation": ("wtacrs",),
-    "centred": ("wtacrs", "pps", "pps/lowrank"),
-}
+FOLDERS = ("table1", "ablation", "centred")  # of records, each named as the make that trains them
+ESTIMATORS = ("full", "wtacrs", "pps", "pps/lowrank")
 
 
 def shown_runs(results: Path) -> pd.DataFrame:
-    """The runs of ``SHOWN`` and of full, of each method that has at least ``SEEDS`` seeds.
+    """The runs of ``ESTIMATORS``, of each method that has at least ``SEEDS`` seeds.
 
     Raises:
         UserError: a folder holds no record.
     """
     chosen = []
-    for folder, estimators in SHOWN.items():
+    for folder in FOLDERS:
         runs = load_runs(results / folder).assign(folder=folder)
-        runs = runs[runs["estimator"].isin(["full", *estimators])]
+        runs = runs[runs["estimator"].isin(ESTIMATORS)]
         done = runs.assign(done=runs["seed"].where(runs["status"] == "completed"))
         seeds = done.groupby([*GROUP, "method", "budget", "memory"])["done"].transform("nunique")
         chosen.append(runs[seeds >= SEEDS])
@@ -87,7 +84,7 @@ def read_times(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 def figure(planned: dict[str, Any], times: dict[str, Any], rows: pd.DataFrame) -> Any:
     """Three panels: what is planned of one model, times, and differences of scores."""
     drawn, axes = plt.subplots(
-        1, 3, figsize=(11, 5.2), layout="constrained", width_ratios=(1.5, 0.75, 0.85)
+        1, 3, figsize=(11, 6.8), layout="constrained", width_ratios=(1.5, 0.75, 0.85)
     )
     _memory(axes[0], planned)
     _times(axes[1], times)
@@ -137,7 +134,7 @@ def _scores(axis: Axes, rows: pd.DataFrame) -> None:
         marker, colour = WORSE if row["against_full"] == "worse" else BEST
         axis.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt=marker, color=colour)
         method = f"{row['estimator']}@{row['budget']:g} {row['memory']}"
-        names.append(f"{row['task']} {row['model']}, n = {row['n']}\n{method}")
+        names.append(f"{row['task']} {row['model']} ({row['folder']}), n = {row['n']}\n{method}")
     axis.axvline(0, color="black", lw=0.8, ls=":")
     axis.set_yticks(range(len(names)), names, fontsize=8.5)
     axis.invert_yaxis()

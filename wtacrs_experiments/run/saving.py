@@ -17,12 +17,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft import PeftModel, TaskType, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wtacrs_experiments.config import ModelConfig, RunConfig, as_record, build
-from wtacrs_experiments.errors import UserError
+from wtacrs_experiments.errors import UserError, first_line
 from wtacrs_experiments.records.store import write_json
 from wtacrs_experiments.run.models import load_model, load_tokenizer, pad_alike
 from wtacrs_experiments.run.pretrained import base_path
@@ -30,7 +31,6 @@ from wtacrs_experiments.run.text2text import is_text_to_text
 from wtacrs_experiments.run.tuning import new_head
 
 RUN_FILE = "run.json"
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # peft's names
 PREFIX = "base_model.model."  # of names in a file of peft's
 
 
@@ -82,7 +82,7 @@ def save_adapter(config: RunConfig, model: PreTrainedModel, folder: Path) -> Non
     for name, head in heads.items():
         found |= {f"{name}.{key}": value for key, value in head.state_dict().items()}
     tensors = {f"{PREFIX}{key}": value.cpu().contiguous() for key, value in found.items()}
-    save_file(tensors, folder / ADAPTER[1], metadata={"format": "pt"})
+    save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     adapter = copy.copy(model.peft_config["default"])
     adapter.inference_mode = True
     adapter.modules_to_save = [*heads] or None
@@ -125,7 +125,8 @@ def load_trained(folder: Path) -> tuple[RunConfig, PreTrainedModel, PreTrainedTo
 
 def _with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model with the LoRA updates and the head that ``save_adapter`` wrote."""
-    missing = [name for name in ADAPTER if not (folder / name).is_file()]
+    needed = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
+    missing = [name for name in needed if not (folder / name).is_file()]
     if missing:  # of which peft would ask the hub
         raise UserError(f"{folder} lacks {' and '.join(missing)}; run the training again")
     try:
@@ -134,8 +135,9 @@ def _with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             warnings.simplefilter("ignore", FutureWarning)
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = [*str(error).splitlines(), type(error).__name__][0]
-        raise UserError(f"{folder} is damaged ({reason}); run the training again") from error
+        raise UserError(
+            f"{folder} is damaged ({first_line(error)}); run the training again"
+        ) from error
     merged: PreTrainedModel = adapted.merge_and_unload()
     return merged
 

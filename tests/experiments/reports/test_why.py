@@ -10,20 +10,21 @@ from wtacrs_experiments.records.planned import FULL, read_planned
 from wtacrs_experiments.records.record import record_path, write_record
 from wtacrs_experiments.records.store import write_json
 from wtacrs_experiments.reports import why
-from wtacrs_experiments.reports.runs import aggregate, load_runs
+from wtacrs_experiments.reports.runs import aggregate
 
 RESULTS = ROOT / "results"
 
 
 @pytest.fixture
 def three_folders(make_record, tmp_path):
-    """Runs of three seeds of full and wtacrs, which is worse; two of crs, which is not shown."""
-    for folder in why.SHOWN:
+    """Three seeds of full, of wtacrs, which is worse, and of crs, which is not shown."""
+    for folder in why.FOLDERS:
         for seed in range(3):
             place = (f"seed={seed}", f"results_dir={tmp_path / folder}")
             for overrides, best in (
                 (("estimator=full", "budget=1.0"), 0.9 + seed / 1000),
                 (("budget=0.1",), 0.5 + seed / 900),
+                (("estimator=crs", "budget=0.1"), 0.4 + seed / 900),
                 *([] if seed else [(("budget=0.3",), 0.8)]),
             ):
                 record = make_record(*overrides, *place, best=best)
@@ -37,12 +38,13 @@ def test_less_than_three_seeds_are_left_out(three_folders):
     ablation = runs[runs["folder"] == "ablation"]
     assert sorted(ablation["budget"].unique()) == [0.1, 1.0]
     assert len(ablation) == 6
-    assert set(runs[runs["folder"] == "centred"]["estimator"]) == {"full", "wtacrs"}
+    assert set(runs["folder"]) == {*why.FOLDERS}
+    assert set(runs["estimator"]) == {"full", "wtacrs"}
 
 
 def test_a_loss_is_shown_as_one(three_folders):
-    rows = aggregate(load_runs(three_folders / "ablation"))
-    rows = rows[rows["n"] == 3].assign(folder="ablation")
+    runs = why.shown_runs(three_folders)
+    rows = aggregate(runs[runs["folder"] == "ablation"]).assign(folder="ablation")
     text = why.table(rows).set_index("estimator")
     assert text["against full"]["wtacrs@0.1"] == "worse"
     assert text["make"]["wtacrs@0.1"] == "ablation"
@@ -51,7 +53,7 @@ def test_a_loss_is_shown_as_one(three_folders):
     (line,) = axis.lines[:1]
     assert (line.get_marker(), to_hex(line.get_color()).upper()) == why.WORSE
     assert [label.get_text() for label in axis.get_yticklabels()] == [
-        "digits digits_tiny, n = 3\nwtacrs@0.1 linear"
+        "digits digits_tiny (ablation), n = 3\nwtacrs@0.1 linear"
     ]
     plt.close("all")
 

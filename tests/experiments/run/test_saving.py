@@ -108,19 +108,27 @@ def test_peft_loads_the_adapters_of_a_decoder(sft, trained, llama):
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(folder)), trained[0])
     assert not (folder / "model.safetensors").exists()
     torch.testing.assert_close(logits(load_trained(folder)[1]), trained[0])
-    weights, sizes = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-20])
-    with pytest.raises(UserError, match=r"is damaged \(.+\); run the training again"):
-        load_trained(folder)
-    weights.write_bytes(whole)
-    for text in ("{", "{}", json.dumps(json.loads(sizes.read_text()) | {"r": 3})):
-        sizes.write_text(text)
+
+
+def test_an_adapter_that_is_damaged_is_said(sft):
+    run(config := sft(*LORA))
+    weights = folder_of(config) / "adapter_model.safetensors"
+    sizes = folder_of(config) / "adapter_config.json"
+    other_rank = json.dumps(json.loads(sizes.read_text()) | {"r": 3}).encode()
+    for file, content in (
+        (weights, weights.read_bytes()[:-20]),
+        (sizes, b"{"),
+        (sizes, b"{}"),
+        (sizes, other_rank),
+    ):
+        whole = file.read_bytes()
+        file.write_bytes(content)
         with pytest.raises(UserError, match=r"is damaged \(.+\); run the training again"):
-            load_trained(folder)
+            load_trained(folder_of(config))
+        file.write_bytes(whole)
     weights.unlink()
     with pytest.raises(UserError, match=r"lacks adapter_model.safetensors; run"):
-        load_trained(folder)
+        load_trained(folder_of(config))
 
 
 def test_peft_loads_the_adapters_and_the_new_head_of_a_classifier(mnli, trained, saved_model):
