@@ -107,6 +107,7 @@ def fake_step(
         fakes = {
             name: mode.from_tensor(value) if isinstance(value, Tensor) else value
             for name, value in batch.items()
+            if name != "sample_ids"  # they cost no memory, and no plain model knows them
         }
         change(copied.train())
         trained = [p for p in copied.parameters() if p.requires_grad]

@@ -131,6 +131,16 @@ def test_a_step_on_fake_tensors():
     step(model)
 
 
+def test_a_report_of_a_batch_with_sample_ids():
+    model = tiny_bert()
+    handle = apply_(model, "leanest", budget=0.1, num_samples=9, max_tokens=64)
+    batch = batch_of(model)
+    ids = torch.arange(len(batch["input_ids"]))
+    report = handle.report(batch | {"sample_ids": ids})
+    assert report == handle.report(batch)
+    model(**batch | {"sample_ids": ids}).loss.backward()
+
+
 def test_a_preset_that_raises_the_peak_is_warned_of(monkeypatch):
     """And told is the preset with the smallest, of those that are for this model."""
     chosen = {name: PRESETS[name] for name in ("plain", "leanest", "checkpoint_offload")}
