@@ -114,6 +114,13 @@ def test_settings_of_sampling_do_not_split_the_baseline(two_seeds, add_run, fold
     assert sampled["peak_bytes_full_ratio"] == 2.0
 
 
+def test_plain_runs_that_differ_are_one_baseline(add_run, folder):
+    for attention, peak in (("default", 400), ("eager", 600)):
+        add_run("estimator=full", "memory=plain", f"memory.attention={attention}", peak=peak)
+    add_run("estimator=wtacrs", peak=250)
+    assert sorted(row["peak_bytes_full_ratio"] for row in rows(folder)) == [500 / 600, 1.25, 2.0]
+
+
 def test_only_what_completed_counts(add_run, folder):
     add_run(best=0.5)
     for seed, status in enumerate(("failed", "interrupted", "out_of_memory"), 1):
