@@ -205,15 +205,15 @@ def describe_metrics(config: RunConfig, trainer: Trainer, facts: BatchFacts) -> 
         UserError: nothing was evaluated.
     """
     epochs: dict[float, dict[str, Any]] = {}
+    splits = sorted(trainer.eval_dataset, key=len, reverse=True)  # one name may begin with another
     for entry in trainer.state.log_history:
         for key, value in entry.items():
-            for prefix in ("eval_validation_mismatched_", "eval_validation_"):
-                name = key.removeprefix(prefix)
-                if name != key and not name.endswith(("runtime", "_per_second")):
-                    at = {"epoch": entry["epoch"], "step": entry["step"]}
-                    mismatched = "mismatched_" if "mismatched" in prefix else ""
-                    epochs.setdefault(entry["step"], at)[mismatched + name] = value
-                    break
+            split = next((split for split in splits if key.startswith(f"eval_{split}_")), None)
+            name = key.removeprefix(f"eval_{split}_")
+            if split is not None and not name.endswith(("runtime", "_per_second")):
+                at = {"epoch": entry["epoch"], "step": entry["step"]}
+                of = [split.removeprefix("validation").strip("_"), name]  # of validation the name
+                epochs.setdefault(entry["step"], at)["_".join(filter(None, of))] = value
     if not epochs:
         raise UserError("training ended before any evaluation; raise training.max_steps")
     per_epoch, main = list(epochs.values()), config.task.metrics[0]
