@@ -43,6 +43,7 @@ class ModelConfig:
     # The published sizes: what is planned and measured with random weights needs no file.
     architecture: dict[str, Any] | None = left_out()
     head: str | None = left_out()  # language_model: predicts the next token; for plans
+    files_sha256: str | None = left_out()  # of a local folder's files, which a run finds out
 
     def __post_init__(self) -> None:
         check_name("model.name", self.name)

@@ -7,6 +7,7 @@ PACKAGE = Path(__file__).parents[1]
 ROOT = PACKAGE.parent  # a clone; or where packages are installed
 CONF = PACKAGE / "conf"  # in a clone a link to the folder conf/
 PAPER = PACKAGE / "reports" / "paper_data"  # numbers of arXiv 2305.15265, as CSV
+RUN_FILE = "run.json"  # a run's config, beside the model that it trained
 MODELS = Path("~/.cache/wtacrs")  # of make models, unless WTACRS_MODELS=FOLDER says where
 
 

@@ -15,20 +15,25 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from wtacrs_experiments.config import RunConfig, TaskConfig
+from wtacrs_experiments.config import ModelConfig, RunConfig, TaskConfig
 from wtacrs_experiments.config.known import ESTIMATORS
+from wtacrs_experiments.config.places import RUN_FILE, model_folder
 
 DIGITS = 16
+OF_MODELS = (".json", ".safetensors", ".bin", ".model", ".txt")  # sizes, weights, tokenizers
 _sums: dict[tuple[str, ...], str] = {}  # of plugins, as this process found them
 SETTLED_NS = 2 * 10**9  # a file that changed later may change again without a new time
 
 
 def identified(config: RunConfig) -> RunConfig:
-    """``config`` with the sums of the files in ``task.data_dir`` and of the plugins that it uses.
+    """``config`` with the sums of the files in ``task.data_dir`` and of a local model, and of the
+    plugins that it uses.
 
     What is not there has no sum: the run itself says that it is missing.
     """
-    task, estimator, measure = config.task, config.estimator, config.measure
+    model, task, estimator, measure = config.model, config.task, config.estimator, config.measure
+    if (found := model_sum(model)) is not None:
+        model = replace(model, files_sha256=found)
     if (found := data_sum(task)) is not None:
         task = replace(task, data_sha256=found)
     probed = [method.partition("/")[0] for method in measure.methods or ()]
@@ -38,7 +43,7 @@ def identified(config: RunConfig) -> RunConfig:
             estimator = replace(estimator, code_sha256=code)
         if {*probed} - {*ESTIMATORS}:
             measure = replace(measure, code_sha256=code)
-    return replace(config, task=task, estimator=estimator, measure=measure)
+    return replace(config, model=model, task=task, estimator=estimator, measure=measure)
 
 
 def data_sum(task: TaskConfig) -> str | None:
@@ -48,6 +53,20 @@ def data_sum(task: TaskConfig) -> str | None:
     folder = Path(task.data_dir).expanduser() / (task.folder or "")
     try:
         return _joined(file_sum(folder / name) for name in (task.files or {}).values())
+    except OSError:
+        return None
+
+
+def model_sum(model: ModelConfig) -> str | None:
+    """The sum of the files of a model in a local folder, wherever it lies; None of any other."""
+    folder = model_folder(model.path)
+    if model.source not in ("folder", "hub") or not folder.is_dir():
+        return None
+    files = sorted(
+        file for file in folder.iterdir() if file.suffix in OF_MODELS and file.name != RUN_FILE
+    )
+    try:
+        return _joined(part for file in files for part in (file.name, file_sum(file)))
     except OSError:
         return None
 

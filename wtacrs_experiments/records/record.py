@@ -40,6 +40,7 @@ FIRST_DATA = (
     *("7cbd8efa5a2443d6", "7083b7cbbe54e0cc", "023cac40a6d1c326"),
     *("9d704b903d090f71", "100b3faf959405d2", "ac594a1f5fc3ab9c"),
 )
+FIRST_MODEL = "363600669dcd93b0"  # of make models, as the first records had it without a sum
 FIRST_KINDS = ("norm", "dropout", "relu")  # memory.lossless of lean, leanest and paper, at first,
 PLANNED_KINDS = (*FIRST_KINDS, "gate")  # and of the first plans
 
@@ -108,6 +109,11 @@ def _as_before(kept: dict[str, Any], by_mode: bool, before_loss: bool) -> None:
     """
     if kept.get("task", {}).get("data_sha256") in FIRST_DATA:
         del kept["task"]["data_sha256"]
+    model = kept.get("model", {})
+    if model.get("files_sha256") == FIRST_MODEL:
+        del model["files_sha256"]
+    elif "files_sha256" in model:
+        del model["path"]  # the files count, not where they lie
     training = kept.get("training", {})
     if by_mode and "precision" in training:
         # Records without a mode come from when a run's bf16 was autocast; theirs is that hash.
@@ -121,7 +127,7 @@ def _as_before(kept: dict[str, Any], by_mode: bool, before_loss: bool) -> None:
             memory["lossless"] = [*first]
         elif kinds == LOSSLESS[: len(kinds)] and len(kinds) >= len(first):
             memory["lossless"] = [*kinds, "alone"]
-    architecture = kept.get("model", {}).get("architecture") or {}
+    architecture = model.get("architecture") or {}
     if architecture.get("model_type") not in TEXT_TO_TEXT:  # what no other model reads or writes
         kept.get("task", {}).pop("text_to_text", None)  # a copy's: see config_hash
 

@@ -53,6 +53,7 @@ _RULES: dict[str, Rule] = {
     **{f"config.estimator.{key}": TEXT for key in ("center", "grad_norms")},
     **{"config.task.metrics": TEXTS, "config.task.train_file": TEXT, "config.task.source": TEXT},
     "config.task.data_sha256": TEXT,
+    "config.model.files_sha256": TEXT,
     **{"error": MAP, "error.type": TEXT, "error.message": TEXT},
     **{"metrics": MAP, "metrics.main": NAMED, "metrics.held_out": MAP},
     **{f"metrics.{key}": NUMBER for key in ("best", "best_epoch", "last", "train_loss")},

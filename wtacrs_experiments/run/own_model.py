@@ -21,7 +21,8 @@ def settled(config: ModelConfig, predicts_words: bool | None = None) -> ModelCon
     sizes are those of its own config.json.
 
     Args:
-        predicts_words: whether its head is a language model's; None: as its config.json says.
+        predicts_words: whether its head is a language model's; None: as the group or its
+            config.json says.
     """
     group, own = CONF / "model" / f"{config.name}.yaml", False
     folder = model_folder(config.path)
@@ -34,7 +35,9 @@ def settled(config: ModelConfig, predicts_words: bool | None = None) -> ModelCon
         config = replace(config, name=name, source=source, architecture=None, head=None)
     if predicts_words is None and own:
         predicts_words = any(one.endswith("ForCausalLM") for one in _architectures(folder))
-    return replace(config, head="language_model") if predicts_words else config
+    if predicts_words is None:
+        return config
+    return replace(config, head="language_model" if predicts_words else None)
 
 
 def _architectures(folder: Path) -> list[str]:

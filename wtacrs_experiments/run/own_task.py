@@ -33,7 +33,8 @@ def settle(config: RunConfig, asks_hub: bool = True) -> RunConfig:
     Raises:
         UserError: they cannot be read.
     """
-    config = identified(config)
+    model = settled(config.model, config.task.source == "sft")
+    config = identified(replace(config, model=model))
     task = settled_task(config.task)
     if asks_hub and task.on_hub:
         with suppress(TaskError):  # the run itself says what is missing, and keeps a record of it
@@ -41,7 +42,6 @@ def settle(config: RunConfig, asks_hub: bool = True) -> RunConfig:
             task = replace(task, data_sha256=_sum(rows))
     return replace(
         config,
-        model=settled(config.model, config.task.source == "sft"),
         task=task,
         training=replace(config.training, world_size=world_size()),
     )

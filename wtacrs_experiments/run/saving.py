@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wtacrs_experiments.config import ModelConfig, RunConfig, as_record, build
+from wtacrs_experiments.config.places import RUN_FILE
 from wtacrs_experiments.errors import UserError, first_line
 from wtacrs_experiments.records.store import write_json
 from wtacrs_experiments.run.models import load_model, load_tokenizer, pad_alike
@@ -30,7 +31,6 @@ from wtacrs_experiments.run.pretrained import base_path
 from wtacrs_experiments.run.text2text import is_text_to_text
 from wtacrs_experiments.run.tuning import new_head
 
-RUN_FILE = "run.json"
 PREFIX = "base_model.model."  # of names in a file of peft's
 
 

@@ -38,3 +38,13 @@ def test_a_run_is_named_after_the_model_that_it_loads(overrides, name, monkeypat
     model = compose(RunConfig, ["task=sst2", *overrides]).model
     assert settled(model).name == name
     assert settled(replace(model, name=name)).name == name
+
+
+@pytest.mark.parametrize("name", ["llama_1b", "qwen3_600m", "gemma3_1b", "mixtral_2b"])
+def test_a_decoder_classifies_where_the_task_has_classes(name):
+    """The groups say language_model, which is what plans and task=sft are about."""
+    model = compose(RunConfig, ["task=rte", f"model={name}"]).model
+    assert [settled(model, words).head for words in (None, True, False)] == [
+        *("language_model", "language_model"),
+        None,
+    ]

@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.experiments.run.decoders import ROWS, save_llama, write_jsonl
 from wtacrs_experiments.config import RunConfig, as_record, compose
+from wtacrs_experiments.config.places import RUN_FILE
 from wtacrs_experiments.records.record import record_path
 from wtacrs_experiments.run.predict import main
 from wtacrs_experiments.run.runner import run, settle
-from wtacrs_experiments.run.saving import RUN_FILE, model_folder
+from wtacrs_experiments.run.saving import model_folder
 
 QUICK = ("training.max_steps=2", "training.batch_size=4", "training.learning_rate=0.05")
 QUICK += ("measure.memory=false", "task.max_train_rows=16")

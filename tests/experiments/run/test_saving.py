@@ -16,11 +16,12 @@ from transformers import (
 
 from tests.experiments.run.decoders import ROWS, save_llama, write_jsonl
 from wtacrs_experiments.config import RunConfig, as_record, compose
+from wtacrs_experiments.config.places import RUN_FILE
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.record import config_hash, record_path
 from wtacrs_experiments.run.predict import main as predict
 from wtacrs_experiments.run.runner import RunError, run, settle
-from wtacrs_experiments.run.saving import RUN_FILE, load_trained, model_folder
+from wtacrs_experiments.run.saving import load_trained, model_folder
 
 QUICK = ("training.max_steps=2", "training.batch_size=4", "training.learning_rate=0.05")
 QUICK += ("measure.memory=false", "task.max_train_rows=16")
