@@ -34,23 +34,25 @@ class RoundedGELUFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, generator: torch.Generator) -> Tensor:
         levels = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
+        low = torch.full((), LOW, device=x.device)  # NaN if an element is no number: no level says so
         flat = x.reshape(-1)
         for part, level in zip(flat.split(CHUNK), levels.view(-1).split(CHUNK), strict=True):
             part = part.float()
             values = torch.ops.aten.gelu_backward(torch.ones_like(part), part)
+            low += 0 * values.sum()
             level.copy_(round_at_random(values, generator))
-        ctx.save_for_backward(levels)
+        ctx.save_for_backward(levels, low)
         return F.gelu(x)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        (levels,) = ctx.saved_tensors
+        levels, low = ctx.saved_tensors
         dx = torch.empty(dy.shape, dtype=dy.dtype, device=dy.device)
         parts = (x.view(-1).split(CHUNK) for x in (levels, dx))
         for part, level, target in zip(dy.reshape(-1).split(CHUNK), *parts, strict=True):
             # In float32: 256 levels are more than bfloat16 tells apart.
-            target.copy_(level.float().mul_(LEVEL).add_(LOW).mul_(part))
+            target.copy_(level.float().mul_(LEVEL).add_(low).mul_(part))
         return dx, None
 
 

@@ -94,13 +94,21 @@ def test_small_inputs(shape):
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (1 << 10, 3)], ids=str)
 def test_saved_bytes(shape):
-    """One byte an element."""
+    """One byte an element, and one number."""
     layer = make()
     x = torch.randn(shape, requires_grad=True)
     with SavedBytes(layer) as saved:
         layer(x)
-    assert saved.tensors == [(shape, torch.uint8)]
-    assert saved.bytes == x.numel()
+    assert saved.tensors == [(shape, torch.uint8), ((), torch.float32)]
+    assert saved.bytes == x.numel() + 4
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_shows(value):
+    """The plain derivative there is NaN, which no level can say."""
+    x = torch.ones(3 * gelu.CHUNK // 2).index_fill(0, torch.tensor([2]), value)
+    assert derivative(x)[2].isnan()
+    assert estimate(make(), x).isnan().all()
 
 
 def test_the_global_generator_is_nobodys():
