@@ -60,10 +60,16 @@ class Randomness:
         return {"rank": _rank(), "states": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state_dict``; of another rank's state, a stream of one's own from it."""
+        """The inverse of ``state_dict``; of another rank's state, a stream of one's own from it.
+
+        Without the device of a state it is left out: a run that goes on elsewhere draws anew.
+        """
         self._generators.clear()
         for device, generator_state in state["states"].items():
-            generator = self.generator(torch.device(device))
+            try:
+                generator = self.generator(torch.device(device))
+            except RuntimeError:  # torch's word for a device that is not there
+                continue
             if state["rank"] == _rank():
                 generator.set_state(generator_state.cpu())
             else:

@@ -147,7 +147,7 @@ class Centring:
         return v.to(x.device, x.dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        vectors = {name: v.clone() for name, v in self._directions.items()}
+        vectors = {name: v.clone().cpu() for name, v in self._directions.items()}
         return {"vectors": vectors, "generators": self._randomness.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
