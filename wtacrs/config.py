@@ -29,10 +29,10 @@ class SamplingConfig:
         grad_norms: where the estimate of ||dY_n|| comes from, before the backward pass.
             "none": nowhere, the weights are ||X_n|| alone; "position": the running mean of the
             row's token position; "sample": the row's own norm when its sample was last seen (a
-            host table with an entry per training sample and token), the mean of all for samples
-            not yet seen; "auto": "sample", but "position" for samples not yet seen; "defensive":
-            "auto", with a row's own norm, which is an epoch old, guarded against what has changed
-            since (see ``wtacrs.sampling.grad_norms``): for regression, above all.
+            host table with an entry per training sample and token), the mean over all positions
+            for samples not yet seen; "auto": "sample", but "position" for samples not yet seen;
+            "defensive": "auto", with a row's own norm, which is an epoch old, guarded against what
+            has changed since (see ``wtacrs.sampling.grad_norms``): for regression, above all.
         floor: share of the probability that is spread evenly over the valid rows, in [0, 1). Above
             zero it keeps the estimate unbiased when a stale gradient norm is zero, and bounds
             every scale.

@@ -138,7 +138,7 @@ class ForwardPass:
         self.end: int | None = None  # number of autograd's next node when the model returned
         self.inputs = WeakTensorKeyDictionary()  # input tensor -> the draw for it
         self.known: dict[Any, Any] = {}  # what layers whose rows are alike share, see ``known.py``
-        # A layer that is called by itself shares with nobody, and leaves nothing behind.
+        # A layer that is called by itself has nobody to share with.
         self.slots = None if alone else SlotTables()
         self.reported = reported  # of all passes of a sampler
         self.tickets: dict[int, Reported] = {}  # of draws in a compiled graph

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wtacrs.sampling.together import are_several
+
 UNSEEN = -1.0  # a norm is never negative; NaN would not survive in sums
 PAST = 0.9  # weight of the past in the running mean: about ten batches
 RENEWED = 0.3  # share of its positions' mean in the squared size of a sample
@@ -43,21 +45,19 @@ class GradNorms:
         max_tokens: int | None = None,
         limit_gib: float = 4.0,
     ) -> None:
-        if (num_samples is None) != (max_tokens is None) or min(
-            num_samples or 1, max_tokens or 1
-        ) < 1:
+        given = [size for size in (num_samples, max_tokens) if size is not None]
+        if len(given) == 1 or min(given, default=1) < 1:
             raise ValueError(
                 f"num_samples={num_samples}, max_tokens={max_tokens}: give both, each at least 1, "
                 "or neither; they are the shape of the gradient-norm table"
             )
-        has_shape = num_samples is not None
-        if source == "sample" and not has_shape:
+        if source == "sample" and not given:
             raise ValueError(
                 "grad_norms='sample' keeps a norm per training sample and token: give "
                 "num_samples and max_tokens, or choose grad_norms='position'"
             )
         self.source = source
-        keeps_table = has_shape and source in ("auto", "sample", "defensive")
+        keeps_table = given and source in ("auto", "sample", "defensive")
         self.table_shape = (num_samples or 0, max_tokens or 0) if keeps_table else None
         self.limit_gib = limit_gib
         self._places: dict[str, int] = {}  # input -> its place l in what is stacked
@@ -187,7 +187,7 @@ class GradNorms:
             kept = torch.where(torch.isfinite(norms), norms, UNSEEN).bfloat16().cpu()
             table = self._grown_table()
             table[torch.tensor(places)[:, None], sample_ids, :t] = kept
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if are_several():  # gather empties it
                 self._own.append(sample_ids.cpu())
 
     def _index(self, places: tuple[int, ...], device: torch.device) -> Tensor:

@@ -6,12 +6,13 @@ a sample has to reach all of them: ``gather``, which all call, say at the end of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from wtacrs.sampling.grad_norms import GradNorms
+if TYPE_CHECKING:
+    from wtacrs.sampling.grad_norms import GradNorms
 
 
 def are_several() -> bool:
