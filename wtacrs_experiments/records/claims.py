@@ -66,7 +66,7 @@ def claimed(record: Path, config: dict[str, Any]) -> Iterator[Claim]:
         # What a process left that was killed while it wrote record, claim or model.
         for left in path.parent.glob(f".{glob.escape(record.stem)}.*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        _write(path, config)
+        who = _write(path, config)
     ended = threading.Event()
     beat = threading.Thread(target=_touch, args=(path, ended), daemon=True)
     beat.start()
@@ -74,10 +74,14 @@ def claimed(record: Path, config: dict[str, Any]) -> Iterator[Claim]:
         yield Claim(path)
     finally:
         ended.set()
-        path.unlink(missing_ok=True)
+        with _alone(path.parent):
+            # After a sleep longer than STALE_SECONDS it is another machine's.
+            if (read_claim(path) or who).items() >= who.items():
+                path.unlink(missing_ok=True)
 
 
-def _write(path: Path, config: dict[str, Any]) -> None:
+def _write(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Claim, and say who does."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     who = {
         **{"pid": os.getpid(), "host": socket.gethostname(), "started_at": started},
@@ -92,6 +96,7 @@ def _write(path: Path, config: dict[str, Any]) -> None:
     except OSError:
         path.unlink()
         raise
+    return who
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The claim of a run that is under way."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -102,6 +103,15 @@ def test_the_claim_of_another_machine_lives_as_long_as_it_is_touched(record, mon
     claim.path.write_text("{}")
     os.utime(claim.path, (long_ago, long_ago))
     assert not is_alive(elsewhere, claim.path)
+
+
+def test_what_another_machine_has_taken_over_stays_its_own(record):
+    """This one slept longer than a claim lives without a touch."""
+    path = record.with_suffix(".running")
+    with claimed(record, {}):
+        other = read_claim(path) | {"host": "elsewhere"}
+        path.write_text(json.dumps(other))
+    assert read_claim(path) == other
 
 
 def test_of_many_that_claim_at_once_one_does(record):
