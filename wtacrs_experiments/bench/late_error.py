@@ -72,9 +72,9 @@ def main(arguments: list[str]) -> None:
     found, done = [], 0
     for step in STEPS:
         for _ in range(step - done):
+            optimizer.zero_grad()  # what was measured left gradients
             model(**next(batches)).loss.backward()
             optimizer.step()
-            optimizer.zero_grad()
         batch, done = dict(next(batches)), step
         for budget, (estimator, center) in product(BUDGETS, METHODS):
             one = error(model, batch, estimator, center, budget)
