@@ -62,7 +62,8 @@ def error(model: Any, batch: dict[str, Tensor], estimator: str, center: str, bud
 def main(arguments: list[str]) -> None:
     overrides, output = overrides_and_output(__doc__, arguments)
     config = compose(RunConfig, [*DEFAULTS, *overrides])
-    tokenizer, data, model, _ = runner.prepare(config)
+    tokenizer, data, model, handle = runner.prepare(config)
+    handle.undo()  # each method is applied to a copy
     with TemporaryDirectory() as folder:
         trainer = training.build_trainer(config, model, tokenizer, data, Path(folder), [])
     size, collate = config.training.batch_size, trainer.data_collator
