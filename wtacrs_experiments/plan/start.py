@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from wtacrs_experiments.config import RunConfig, as_record
@@ -36,6 +36,12 @@ def _lacks(check: Callable[[Any], Any], group: Any, known: Lacks) -> str | None:
         except Exception as error:  # a package that it needs, say
             known[key] = f"{group.name} cannot be loaded ({type(error).__name__}: {error})"
     return known[key]
+
+
+def all_missing(of: Iterable[RunConfig]) -> list[str]:
+    """What the cells need and this machine has not, each thing once."""
+    known = Lacks()
+    return [*dict.fromkeys(lack for one in of if (lack := missing(one, known)) is not None)]
 
 
 def is_known_done(config: RunConfig) -> bool:

@@ -23,7 +23,7 @@ from rich.table import Table
 from wtacrs_experiments.config.rules import check_choice, check_range
 from wtacrs_experiments.errors import UserError, one_line
 from wtacrs_experiments.plan.kept import Record, planned_step
-from wtacrs_experiments.plan.start import is_known_done, run_all
+from wtacrs_experiments.plan.start import all_missing, is_known_done, run_all
 from wtacrs_experiments.records.grid import Cell, cells, configs, load_grid
 from wtacrs_experiments.words import GIB, MISSING
 
@@ -130,7 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
         found = configs(of)
     _count(found, names="rows" not in grid and not options.run)
     if options.run and grid.get("needs_gpu") and not torch.cuda.is_available():
-        print("missing: a CUDA device, which these runs need; none was started")
+        lacks = ["a CUDA device, which these runs need", *all_missing(found.values())]
+        print(*(f"missing: {lack}" for lack in lacks), "none was started", sep="\n")
         return 1
     if not options.run:
         return 0

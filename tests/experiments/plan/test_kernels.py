@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from wtacrs.measure.step import SavedBytes
+from tests.saved import SavedBytes
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.plan.kernels import cuda_kernels
 

@@ -85,7 +85,11 @@ def test_total_is_that_of_all_seeds():
 
 def test_no_gpu_is_said_and_nothing_is_started(command, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "missing: a CUDA device" in command("paper", "--run", status=1)
+    with monkeypatch.context() as now:
+        now.setattr(start, "missing", lambda *_: "the weights")  # of each of the four runs
+        out = command("paper", "--run", status=1)
+    assert "missing: a CUDA device" in out
+    assert out.count("missing: the weights\n") == 1
     assert not command.calls
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     out = command("paper", "--run", "--tflops", "1")
