@@ -38,8 +38,9 @@ def from_pretrained(loader: Any, config: ModelConfig, **kwargs: Any) -> Any:
     """
     if config.source == "package":
         return loader.from_pretrained(_package_folder(config), **kwargs)
-    here = config.source == "hub" and model_folder(config.path).is_dir()
-    if config.source == "folder" or here:
+    folder = model_folder(config.path)
+    is_path = folder.is_dir() or folder.is_absolute() or config.path.startswith(".")
+    if config.source == "folder" or is_path:
         return _from_folder(loader, config, **kwargs)
     try:
         return loader.from_pretrained(config.path, **kwargs)

@@ -195,7 +195,9 @@ def test_mpnet_is_what_its_config_says(model_config):
     [
         (["model=minilm", "model.path=no_such_package"], "; pip install no-such-package"),
         (["model=bert_base"], r"model=minilm .* model.path=FOLDER .* experiment=demo"),
-        (["model=bert_base", "model.path=/nowhere"], "'/nowhere' cannot be had from the hub"),
+        (["model=bert_base", "model.path=no-one/no-model"], "'no-one/no-model' cannot be had"),
+        (["model=bert_base", "model.path=/nowhere"], "/nowhere is no folder; give model.path="),
+        (["model=bert_base", "model.path=./nowhere"], "nowhere is no folder; give model.path="),
     ],
 )
 def test_model_that_cannot_be_had(load, overrides, message, model_config):
