@@ -228,8 +228,9 @@ def test_grid():
 def test_key_of_a_mapping_needs_no_plus():
     added = ["model.config.hidden_size=8", "+model.config.hidden_size=8"]
     assert check_arguments(RunConfig, added, sweeps=False) == ["++model.config.hidden_size=8"] * 2
-    given = ["model=minilm", "tuning=lora", "tuning.targets.gpt2=[c_attn]"]
-    assert compose(RunConfig, given).tuning.targets["gpt2"] == ("c_attn",)
+    for new in ("tuning.targets.gpt2=[c_attn]", "tuning.targets={gpt2: [c_attn]}"):
+        given = compose(RunConfig, ["model=minilm", "tuning=lora", new])
+        assert given.tuning.targets["gpt2"] == ("c_attn",)
 
 
 def test_modes():
