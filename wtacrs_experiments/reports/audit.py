@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from wtacrs_experiments.config import ROOT
-from wtacrs_experiments.errors import NoRecordError, UserError
+from wtacrs_experiments.errors import NoRecordError, UserError, one_line
 from wtacrs_experiments.records.audit import Records
 from wtacrs_experiments.reports.published import PAGES, PUBLISHED
 
@@ -56,6 +56,7 @@ def rebuilt(root: Path) -> Iterator[str]:
                 yield f"results/{path}: not what the records give"
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="wtacrs audit",
@@ -64,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", choices=("records", "reports"))
     only = parser.parse_args(arguments).only
+    if not (ROOT / "results").is_dir():
+        raise UserError(f"{ROOT} has no folder results: audit checks what a clone publishes")
     records, found = Records(ROOT), list[str]()
     if only != "reports":
         found += records.failures()
