@@ -12,7 +12,7 @@ from wtacrs.config import LAYERS as KINDS
 from wtacrs.layers.gated import GatedForward, gate_, restore_gates_
 from wtacrs.layers.gelu import RoundedGELU
 from wtacrs.layers.masks import DoneDropout, LosslessDropout, LosslessReLU, LosslessReLUDropout
-from wtacrs.layers.norm_kinds import NormKind, is_norm, key_of, norm_kind
+from wtacrs.layers.norm_kinds import OTHER_WEIGHT, NormKind, is_norm, key_of, norm_kind
 from wtacrs.layers.norms import LosslessLayerNorm, LosslessNorm, invertible, look
 from wtacrs.randomness import Randomness
 
@@ -138,7 +138,8 @@ def _norms(model: nn.Module) -> dict[nn.Module, NormKind | str]:
             continue
         if type(module) is nn.LayerNorm and module.weight is not None:
             if invertible(module) is False:
-                found[module] = f"LayerNorm: {TOO_SMALL}"
+                why = TOO_SMALL if module.weight.dim() == 1 else OTHER_WEIGHT
+                found[module] = f"LayerNorm: {why}"
             continue
         key = key_of(module)
         if key not in tried:

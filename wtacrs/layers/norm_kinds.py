@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 ROWS = torch.tensor([3.0, 1.0, 1e-3])  # sizes of the rows it is tried with: eps shows in the last
 LARGEST_EPS = 0.1
+OTHER_WEIGHT = "not one weight over the last dimension"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def norm_kind(module: nn.Module) -> NormKind | str:
     if not own:
         return f"{name}: has no weight"
     if own.keys() != {"weight"} or own["weight"].dim() != 1:
-        return f"{name}: not one weight over the last dimension"
+        return f"{name}: {OTHER_WEIGHT}"
     if len(inspect.signature(type(module).forward).parameters) != 2:
         return f"{name}: takes more than one input"
     with unset_fake_temporarily(), torch.device("cpu"), torch.no_grad():

@@ -122,6 +122,7 @@ REASONS = {
     "Qwen3NextRMSNormGated: takes more than one input": lambda: Qwen3NextRMSNormGated(I),
     "OlmoLayerNorm: has no weight": lambda: OlmoLayerNorm(I),
     "LayerNorm: has no weight": lambda: nn.LayerNorm(I, elementwise_affine=False),
+    "LayerNorm: not one weight over the last dimension": lambda: nn.LayerNorm([2, I]),
     "GroupNorm: not one weight over the last dimension": lambda: nn.GroupNorm(2, I),
 }
 
