@@ -22,6 +22,6 @@ def test_damaged_data(at, make_config, tmp_path):
 
     def load():
         config = settle(make_config(*chosen, "task.max_length=32"))
-        load_task(config.task, load_tokenizer(config.model), 0)
+        load_task(config.task, load_tokenizer(config.model))
 
     assert_one_line(load)

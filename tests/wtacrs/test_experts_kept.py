@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from tests.saved import SavedBytes
 from tests.wtacrs import zoo
 from tests.wtacrs.calls import Calls
 from tests.wtacrs.experts import BUDGET, MIXTURES, sampled, step
 from wtacrs import MemoryConfig, SamplingConfig, apply_
-from wtacrs.measure.step import SavedBytes
 
 
 @pytest.mark.parametrize("name", MIXTURES)

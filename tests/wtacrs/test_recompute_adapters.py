@@ -6,11 +6,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
+from tests.saved import SavedBytes
 from tests.wtacrs.test_recompute_end import flops_of, flops_of_backward
 from tests.wtacrs.tiny import assert_same_step, models, sampled, step, tiny_llama
 from wtacrs import apply_
 from wtacrs.layers.products import in_vain, is_adapter
-from wtacrs.measure.step import SavedBytes
 from wtacrs.recompute import recompute_
 
 ATTENTION = ["q", "k", "v", "query", "key", "value", "q_proj", "k_proj", "v_proj"]

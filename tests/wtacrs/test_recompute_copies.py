@@ -10,8 +10,8 @@ import weakref
 import pytest
 import torch
 
+from tests.saved import SavedBytes
 from tests.wtacrs.tiny import assert_same_step, models, step, tiny_bert
-from wtacrs.measure.step import SavedBytes
 from wtacrs.recompute import recompute_, restore_forward_
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])

@@ -5,12 +5,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
+from tests.saved import SavedBytes
 from tests.wtacrs.calls import Calls
 from tests.wtacrs.tiny import batch_of, step, tiny_bert, tiny_t5
 from wtacrs import SamplingConfig, recompute, sample_linears_
 from wtacrs.attention.interface import set_attention
 from wtacrs.layers import save_less_
-from wtacrs.measure.step import SavedBytes, StorageTracker
+from wtacrs.measure.step import StorageTracker
 from wtacrs.recompute import recompute_
 
 DRAWS = torch.ops.aten.bernoulli_, torch.ops.aten.native_dropout  # from the global generator

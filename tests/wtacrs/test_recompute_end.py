@@ -6,10 +6,10 @@ from torch import nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from tests.saved import SavedBytes
 from tests.wtacrs.calls import Calls
 from tests.wtacrs.tiny import assert_same_step, batch_of, models, sampled, step, tiny_bert, tiny_t5
 from wtacrs import SamplingConfig, sample_linears_
-from wtacrs.measure.step import SavedBytes
 from wtacrs.recompute import recompute_
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])

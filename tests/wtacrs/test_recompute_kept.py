@@ -8,8 +8,9 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from tests.saved import SavedBytes
 from tests.wtacrs.tiny import batch_of, build, models, sampled, tiny_bert, tiny_llama
-from wtacrs.measure.step import SavedBytes, StorageTracker
+from wtacrs.measure.step import StorageTracker
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])
 chunked_or_not = pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.saved import SavedBytes
 from tests.wtacrs.tiny import (
     assert_same_step,
     batch_of,
@@ -16,7 +17,7 @@ from tests.wtacrs.tiny import (
     step,
     tiny_bert,
 )
-from wtacrs.measure.step import SavedBytes, StorageTracker
+from wtacrs.measure.step import StorageTracker
 from wtacrs.recompute import recompute_, restore_forward_
 
 parts = pytest.mark.parametrize("what", ["attention", "block"])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.saved import SavedBytes
 from wtacrs import SampledLinear, SamplingConfig, restore_linears_, sample_linears_
-from wtacrs.measure.step import SavedBytes
 
 IN_THE_BLOCK = [f"layers.0.{name}" for name in "qkvo"]
 EVERYTHING = SamplingConfig(include=["*"])

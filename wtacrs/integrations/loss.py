@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wtacrs.facts import IGNORED
 from wtacrs.layers.loss import CrossEntropyFunction
 from wtacrs.swap import OwnForward
 
 OWN_LOSS = "loss: not computed by transformers' own loss_function"
-IGNORED = -100  # as a label, in transformers
 
 
 class LanguageModelLoss(OwnForward):

@@ -34,7 +34,8 @@ class RoundedGELUFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, generator: torch.Generator) -> Tensor:
         levels = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
-        low = torch.full((), LOW, device=x.device)  # NaN if an element is no number: no level says so
+        # NaN where an element is no finite number, which no level can say.
+        low = torch.full((), LOW, device=x.device)
         flat = x.reshape(-1)
         for part, level in zip(flat.split(CHUNK), levels.view(-1).split(CHUNK), strict=True):
             part = part.float()

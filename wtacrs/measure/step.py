@@ -17,11 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from wtacrs.measure.tracker import SavedBytes, StorageTracker, tensor_bytes
+from wtacrs.measure.tracker import StorageTracker, tensor_bytes
 
 __all__ = [
     "PeakMemory",
-    "SavedBytes",
     "StepMemory",
     "StorageTracker",
     "measure_step",

@@ -30,9 +30,9 @@ def left_out(default: Any = None) -> Any:
     return field(default=default, metadata={"left_out": True})
 
 
-def counted(default: Any) -> Any:
+def counted(default: Any = None, **metadata: bool) -> Any:
     """A number that a record has as an integer where it is one: 3 and 3.0 are one run."""
-    return field(default=default, metadata={"counted": True})
+    return field(default=default, metadata={"counted": True, **metadata})
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from wtacrs_experiments.config.build import left_out
+from wtacrs_experiments.config.build import counted, left_out
 from wtacrs_experiments.config.known import (
     ATTENTION,
     ATTENTION_OUTPUT,
@@ -75,7 +75,7 @@ class TuningConfig:
 
     name: str
     rank: int | None = left_out()
-    alpha: float | None = field(default=None, metadata={"left_out": True, "counted": True})
+    alpha: float | None = counted(left_out=True)
     dropout: float | None = left_out()
     targets: dict[str, tuple[str, ...]] | None = left_out()  # model type: last parts of names
     reduction: int | None = left_out()  # LST's r: its side network has 1 / r of the width

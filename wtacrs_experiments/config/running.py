@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from wtacrs_experiments.config.build import left_out
+from wtacrs_experiments.config.build import counted, left_out
 from wtacrs_experiments.config.known import CENTRES, ESTIMATORS, GRAD_NORMS, OPTIMIZERS, PRECISIONS
 from wtacrs_experiments.config.rules import (
     check_budget,
@@ -24,7 +24,7 @@ MOST_SAMPLES = 2**20  # of a batch; more is a slip of the pen, and sizes of tens
 class TrainingConfig:
     """AdamW and linear decay; the usual fine-tuning values for encoders."""
 
-    epochs: float = field(default=3, metadata={"counted": True})
+    epochs: float = counted(3)
     max_steps: int = -1  # above 0 it ends the run, whatever the epochs say
     batch_size: int = 32
     # Batches of batch_size whose gradients are added up to one step; memory is that of one batch.

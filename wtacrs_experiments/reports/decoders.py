@@ -13,7 +13,7 @@ import pandas as pd
 from wtacrs_experiments.records.planned import FULL, read_planned
 from wtacrs_experiments.reports.commits import commit_note
 from wtacrs_experiments.reports.latex import latex
-from wtacrs_experiments.reports.tables import splice
+from wtacrs_experiments.reports.tables import markdown, splice
 from wtacrs_experiments.words import GIB, MISSING
 
 SHOWN = "Llama-3.2-1B"  # in a document; the others stand in the table of all
@@ -74,14 +74,9 @@ def write(folder: Path, output: Path, document: Path | None = None) -> str:
     output.parent.mkdir(parents=True, exist_ok=True)
     rows.to_csv(output.with_suffix(".csv"), index=False, float_format="%.12g")
     output.with_suffix(".tex").write_text(latex(text), encoding="utf-8")
-    markdown = f"{_markdown(text)}{NOTE}{note}"
-    output.with_suffix(".md").write_text(markdown, encoding="utf-8")
+    whole = f"{markdown(text)}{NOTE}{note}"
+    output.with_suffix(".md").write_text(whole, encoding="utf-8")
     if document is not None:
         short = text[text["model"] == SHOWN]
-        splice(document, f"{_markdown(short)}{note}", "decoders")
-    return markdown
-
-
-def _markdown(text: pd.DataFrame) -> str:
-    sides = ["left" if name in ("model", "method") else "right" for name in text]
-    return text.to_markdown(index=False, disable_numparse=True, colalign=sides) + "\n"
+        splice(document, f"{markdown(short)}{note}", "decoders")
+    return whole

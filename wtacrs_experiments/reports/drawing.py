@@ -94,13 +94,16 @@ def panels(names: list[str], draw: Callable[[Axes, str], None], label: str) -> A
     return figure
 
 
-def legend_of_all(axes: Any, figure: Any = None) -> None:
-    """One legend of what any of ``axes`` shows, at the right of the last or of the ``figure``."""
+def legend_of_all(axes: Any, figure: Any = None, above: bool = False) -> None:
+    """One legend of what any of ``axes`` shows, at the right of the last or of the ``figure``, or
+    ``above`` that."""
     shown: dict[str, Any] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))
-    if figure is not None:
+    if above:
+        figure.legend(shown.values(), shown, loc="outside upper center", ncols=len(shown))
+    elif figure is not None:
         figure.legend(shown.values(), shown, loc="outside right center")
     else:
         axes[-1].legend(shown.values(), shown, loc="center left", bbox_to_anchor=(1.02, 0.5))

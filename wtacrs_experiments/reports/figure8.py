@@ -1,9 +1,9 @@
 """Figure 8 of the paper and ours beside it: python -m wtacrs_experiments.reports.figure8 FOLDER.
 
-Batch sizes and samples a second, each over full's at the largest batch that it can take: machines
-and models differ, these ratios compare. Ours: figure8-<model>.json in the folder. The paper's:
+Batch sizes and samples a second, each over full's at its last point: machines and models differ,
+these ratios compare. Ours: figure8-<model>.json in the folder. The paper's:
 reports/paper_data/figure8_throughput.csv, read off the plot of arXiv 2305.15265, with the largest
-batches that its text and marks give.
+batches that its text and marks give; full's last points there come before these.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def read_measured(path: Path) -> dict[str, Any]:
 
 
 def relative(points: pd.DataFrame) -> pd.DataFrame:
-    """With batch_ratio, samples_ratio and largest_ratio: over full's at its largest batch."""
+    """With batch_ratio, samples_ratio and largest_ratio: over full's at its last point."""
     full = points[points["method"] == "full"].sort_values("batch_size").groupby("model").last()
     of = full.loc[points["model"]]
     return points.assign(
@@ -130,7 +130,7 @@ def figure(points: pd.DataFrame) -> Any:
         axis.set_xlabel("batch / full's largest")
 
     names = [*points["model"].unique()]
-    return panels(names, draw, "samples a second / full's at its largest batch")
+    return panels(names, draw, "samples a second / full's at its last point")
 
 
 def table(points: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from wtacrs_experiments.records.planned import FULL, Planned
+from wtacrs_experiments.reports.drawing import legend_of_all
 from wtacrs_experiments.reports.paper import LARGEST
 from wtacrs_experiments.words import AT_PEAK, GIB
 
@@ -66,7 +67,7 @@ def memory_figure(records: Planned, paper: pd.DataFrame) -> Any:
         axis.grid(axis="y", visible=False)
         axis.set_axisbelow(True)
     axes[0].invert_yaxis()
-    _legend_above(figure, axes)
+    legend_of_all(axes, figure, above=True)
     return figure
 
 
@@ -90,7 +91,7 @@ def batch_figure(records: Planned) -> Any:
         _batches(axis, model, {method: methods[method]["largest_batch"] for method in methods})
         axis.set_title(f"{model}, 128 tokens, {STATE} in bf16", fontsize="medium")
     axes[-1, 0].set_xlabel("largest batch that fits, samples")
-    _legend_above(figure, axes[:, 0])
+    legend_of_all(axes[:, 0], figure, above=True)
     return figure
 
 
@@ -114,11 +115,3 @@ def _batches(axis: Axes, model: str, largest: dict[str, dict[str, int]]) -> None
     axis.set_yticks(range(len(named)), named)
     axis.set_ylim(-0.6, len(named) - 0.2)
     axis.grid(axis="y", visible=False)
-
-
-def _legend_above(figure: Any, axes: Any) -> None:
-    shown: dict[str, Any] = {}
-    for axis in axes:
-        handles, labels = axis.get_legend_handles_labels()
-        shown |= dict(zip(labels, handles, strict=True))
-    figure.legend(shown.values(), shown, loc="outside upper center", ncols=len(shown))

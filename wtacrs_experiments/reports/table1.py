@@ -100,7 +100,8 @@ def _average(differences: pd.DataFrame) -> str:
 
 
 def _signed(value: float) -> str:
-    return MISSING if pd.isna(value) else f"{round(value, 1) + 0.0:+.1f}"  # no -0.0
+    text = f"{value:+.1f}"
+    return MISSING if pd.isna(value) else {"+0.0": "0.0", "-0.0": "0.0"}.get(text, text)
 
 
 def write(folder: Path, output: Path, document: Path) -> None:

@@ -20,7 +20,7 @@ from wtacrs_experiments.records.planned import FULL, Planned, read_planned
 from wtacrs_experiments.reports.commits import commit_note
 from wtacrs_experiments.reports.latex import latex
 from wtacrs_experiments.reports.paper import TABLE2
-from wtacrs_experiments.reports.tables import splice
+from wtacrs_experiments.reports.tables import markdown, splice
 from wtacrs_experiments.words import GIB, MISSING
 
 Record = dict[str, Any]
@@ -141,16 +141,11 @@ def write(folder: Path, paper: Path, output: Path, document: Path | None = None)
     output.parent.mkdir(parents=True, exist_ok=True)
     rows.to_csv(output.with_suffix(".csv"), index=False, float_format="%.12g")
     output.with_suffix(".tex").write_text(latex(short), encoding="utf-8")
-    markdown = _markdown(text)
-    output.with_suffix(".md").write_text(f"{markdown}{NOTE}{note}", encoding="utf-8")
+    whole = markdown(text)
+    output.with_suffix(".md").write_text(f"{whole}{NOTE}{note}", encoding="utf-8")
     if document is not None:
-        splice(document, f"{_markdown(short)}{note}", "table2")
-    return markdown + note
-
-
-def _markdown(text: pd.DataFrame) -> str:
-    sides = ["left" if name in ("model", "method", CAUSE) else "right" for name in text]
-    return text.to_markdown(index=False, disable_numparse=True, colalign=sides) + "\n"
+        splice(document, f"{markdown(short)}{note}", "table2")
+    return whole + note
 
 
 @one_line()

@@ -27,13 +27,14 @@ from wtacrs_experiments.reports.runs import NOT_DONE, PROTOCOLS, aggregate, load
 from wtacrs_experiments.words import MIB, MISSING, scale
 
 SCORES = {"paper": "score at best epoch", "held_out": "score, held out"}
-SPEEDS = (
-    "\nsamples/s and speed are of runs at different times, beside whatever else the machine did; "
-    "times to compare are paired: `make bench`.\n"
+READING = (
+    "\nFull is plain full of the same tuning (under lora, plain LoRA), paired by seed; an interval "
+    "of two pairs says little.\n\nsamples/s and speed are of runs at different times, beside "
+    "whatever else the machine did; times to compare are paired: `make bench`.\n"
 )
 _WORDS = (
     *("method", "task", "model", "tuning", "estimator", "memory", "settings", "metric"),
-    "against full",
+    *("against full", "cause of more than 5 %"),
 )
 
 
@@ -116,7 +117,7 @@ def write_tables(folder: Path, output: Path, protocol: str = "paper") -> pd.Data
     table = aggregate(runs)
     text = display(table, protocol)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".md").write_text(markdown(text) + note(runs) + SPEEDS, encoding="utf-8")
+    output.with_suffix(".md").write_text(markdown(text) + note(runs) + READING, encoding="utf-8")
     output.with_suffix(".tex").write_text(latex(text, words=5), encoding="utf-8")
     table.to_csv(output.with_suffix(".csv"), index=False, float_format="%.12g")
     return text
@@ -155,7 +156,7 @@ def splice_task(
     runs = load_runs(folder)
     if task is not None:
         text, runs = text[text["task"] == task], runs[runs["task"] == task]
-    splice(document, markdown(text) + note(runs) + SPEEDS, mark)
+    splice(document, markdown(text) + note(runs) + READING, mark)
 
 
 @one_line()
@@ -179,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     for row in text.itertuples(index=False):
         shown.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 240).print(shown)
-    print(note(load_runs(options.records)) + SPEEDS, end="")
+    print(note(load_runs(options.records)) + READING, end="")
     print(f"{output.with_suffix('.md')}, .csv and .tex")
     return 0
 

@@ -20,8 +20,8 @@ class BatchFacts(TrainerCallback):
     """A hook of a model and a callback, which count what training steps process.
 
     A step is the optimizer's, of one batch or of several whose gradients are added up. Sums stay on
-    the device, since reading one would stop it, and are added to in place: nothing grows with the
-    run, and a step whose memory is measured shows none of ours.
+    the device, since reading one stops it (``Divergence`` does, once a step), and are added to in
+    place: nothing grows with the run, and a step whose memory is measured shows none of ours.
 
     Attributes:
         samples: of each step.

@@ -57,7 +57,7 @@ def predict(
     config, model, tokenizer = load_trained(folder)
     model.to(torch.device("cpu" if on_cpu(device) else "cuda"))
     if config.task.source == "sft":
-        answers = generate(config.task, model, tokenizer, rows, batch_size, new_tokens)
+        answers = generate(model, tokenizer, rows, batch_size, new_tokens)
     else:
         answers = classify(config, model, tokenizer, rows, batch_size)
     pairs = zip(rows, answers, strict=True)
@@ -107,7 +107,6 @@ def _answers(task: TaskConfig, outputs: Tensor, where: str) -> Answers:
 
 @torch.no_grad()
 def generate(
-    task: TaskConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[Row],

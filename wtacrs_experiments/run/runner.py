@@ -85,7 +85,8 @@ def run(config: RunConfig) -> RunRecord | None:
     except UserError as error:
         raise RunError(str(error)) from error
     except OSError as error:
-        raise RunError(f"results_dir={config.results_dir}: {error}") from error
+        what = str(error) if error.filename else f"results_dir={config.results_dir}: {error}"
+        raise RunError(what) from error
 
 
 def follow(config: RunConfig, path: Path) -> None:
@@ -236,7 +237,7 @@ def prepare(
     set_seed(config.seed)  # the new head, dropout and the order of the data
     tokenizer = load_tokenizer(config.model)
     text = text_to_text(load_architecture(config.model), config.task, tokenizer)
-    data = load_task(config.task, tokenizer, config.seed, None if text is None else text.input)
+    data = load_task(config.task, tokenizer, None if text is None else text.input)
     model = load_model(config.model, data.num_labels, data.regression)
     pad_alike(model, tokenizer)
     max_tokens = training.longest_sequence(config, model, tokenizer, data)

@@ -40,7 +40,6 @@ class TaskData:
 def load_task(
     task: TaskConfig,
     tokenizer: PreTrainedTokenizerBase | None,
-    seed: int,
     text: str | None = None,
 ) -> TaskData:
     """Read, check, cut and tokenise the task `task`.
@@ -50,9 +49,8 @@ def load_task(
 
     `tokenizer` may be None for digits, whose pixels are their own token ids. `sample_ids` is a
     row's position 0..N-1 in the training set used. With `max_train_rows` below the file's rows,
-    that set is the first rows of one fixed shuffle: subsets are nested and equal between seeds,
-    and `seed`, for a task that would draw its data at random, changes nothing here. So it is with
-    `max_eval_rows` and the other splits.
+    that set is the first rows of one fixed shuffle: subsets are nested, and equal between seeds.
+    So it is with `max_eval_rows` and the other splits.
 
     Raises TaskError for settings and data that break a rule, and when the hub cannot be reached.
     """

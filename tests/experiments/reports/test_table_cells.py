@@ -66,7 +66,7 @@ def test_a_table_says_which_commits_it_mixes(commits, dirty, told, make_record, 
         record.provenance = {"git_commit": commit, "git_dirty": dirty}
         write_record(record, record_path(record.config))
     text = write_tables(folder, tmp_path / "t")
-    assert (tmp_path / "t.md").read_text() == tables.markdown(text) + told + tables.SPEEDS
+    assert (tmp_path / "t.md").read_text() == tables.markdown(text) + told + tables.READING
 
 
 def test_the_papers_score_stands_beside_ours():

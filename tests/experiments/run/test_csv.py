@@ -42,7 +42,7 @@ def table(*labels, separator=",", text="word {}"):
 def loaded(config):
     """(text, label) of all rows, in order of the file."""
     tokenizer = load_tokenizer(config.model)
-    data = load_task(config.task, tokenizer, 0)
+    data = load_task(config.task, tokenizer)
     rows = [*data.train, *data.validation["validation"]]
     told = [(tokenizer.decode(row["input_ids"][1:-1]), row["labels"]) for row in rows]
     return sorted(told), data

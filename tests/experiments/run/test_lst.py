@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from tests.experiments.run.test_text2text import tiny_t5
-from wtacrs.measure.step import SavedBytes
+from tests.saved import SavedBytes
 from wtacrs_experiments.config import TuningConfig
 from wtacrs_experiments.config.known import LADDERS
 from wtacrs_experiments.errors import UserError

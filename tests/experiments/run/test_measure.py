@@ -26,7 +26,7 @@ def trained(make_config, tmp_path):
 
     def train(*overrides):
         config = make_config("training.max_steps=2", *overrides)
-        data = load_task(config.task, None, 0)
+        data = load_task(config.task, None)
         model = load_model(config.model, data.num_labels, data.regression)
         sampler = save_memory(model, config, len(data.train), data.max_tokens).sampler
         BatchFacts(model)

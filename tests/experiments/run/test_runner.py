@@ -240,3 +240,13 @@ def test_regression(make_config, tiny_glue):
     (epoch,) = record.metrics["per_epoch"]
     assert epoch.keys() == {"epoch", "step", "loss", "pearson", "spearman", *HALVES}
     assert record.sampling["layers"] == 36
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(PermissionError(13, "no", "/a"), "^.Errno 13"), (OSError(28, "full"), "results_dir=")],
+)
+def test_what_the_system_refuses_is_said_of_its_file(error, said, make_config, monkeypatch):
+    monkeypatch.setattr(runner, "settle", lambda _: (_ for _ in ()).throw(error))
+    with pytest.raises(RunError, match=said):
+        run(make_config())

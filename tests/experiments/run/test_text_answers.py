@@ -37,7 +37,7 @@ def test_words_are_those_of_the_task(name):
 def test_sentences_become_one_text(tiny_glue):
     overrides = dict(text.split("=") for text in tiny_glue("mnli"))
     config = replace(task("mnli"), data_dir=overrides["task.data_dir"], text=(8, 0))
-    row = load_task(config, WORDPIECE, 0, TextToText(config, WORDPIECE).input).train[0]
+    row = load_task(config, WORDPIECE, TextToText(config, WORDPIECE).input).train[0]
     assert WORDPIECE.decode(row["input_ids"], skip_special_tokens=True) == (
         "mnli hypothesis : word 0 premise : word 0"
     )

@@ -176,11 +176,11 @@ def test_early_stopping_of_what_is_better_when_lower(language_model, tmp_path):
 @pytest.mark.parametrize("most", [3, 300])
 def test_rows_to_evaluate(most, make_config, language_model):
     config = make_config(f"task.max_eval_rows={most}")
-    digits = load_task(config.task, None, 0)
+    digits = load_task(config.task, None)
     assert {len(split) for split in digits.validation.values()} == {most}
     assert len(digits.train) == 64
     config = language_model(f"task.max_eval_rows={most}", "task.max_train_rows=5")
-    rows = load_task(config.task, load_tokenizer(config.model), 0)
+    rows = load_task(config.task, load_tokenizer(config.model))
     assert len(rows.validation["validation"]) == min(most, 10)
     assert len(rows.train) == 5
 

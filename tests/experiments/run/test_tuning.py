@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
+from tests.saved import SavedBytes
 from wtacrs import SampledLinear, SamplingConfig, sample_linears_
-from wtacrs.measure.step import SavedBytes
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.run import measure, tuning
 from wtacrs_experiments.run.models import load_model

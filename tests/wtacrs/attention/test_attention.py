@@ -9,6 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
+from tests.saved import SavedBytes
 from tests.wtacrs.tiny import (
     MODELS,
     assert_same_step,
@@ -22,7 +23,6 @@ from tests.wtacrs.tiny import (
 )
 from wtacrs.attention import recomputed as attention
 from wtacrs.attention.interface import RecomputedAttention, _attend, set_attention
-from wtacrs.measure.step import SavedBytes
 
 dropouts = pytest.mark.parametrize("dropout", [0.0, 0.1])
 

@@ -9,11 +9,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from tests.saved import SavedBytes
 from tests.wtacrs.calls import Calls
 from tests.wtacrs.tiny import assert_same_step, build, step
 from wtacrs import MemoryConfig, apply_
 from wtacrs.attention.kept import FUSED
-from wtacrs.measure.step import SavedBytes, StorageTracker, measure_step
+from wtacrs.measure.step import StorageTracker, measure_step
 
 LAYERS, WIDTH = 2, 16
 LONG, SHORT = WIDTH, WIDTH - 1  # tokens: no fewer, or fewer, than the output of a head is wide

@@ -15,11 +15,11 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from tests.saved import SavedBytes
 from tests.wtacrs import zoo
 from tests.wtacrs.tiny import MASK, assert_same_step, batch_of, build, step, tiny_bert, tiny_t5
 from wtacrs import apply_
 from wtacrs.attention.interface import OVER_SDPA, attention_of, set_attention
-from wtacrs.measure.step import SavedBytes
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
 SIZES |= {"intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 50}

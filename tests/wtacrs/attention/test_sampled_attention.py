@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.saved import SavedBytes
 from tests.wtacrs.tiny import (
     assert_same_step,
     batch_of,
@@ -18,7 +19,6 @@ from tests.wtacrs.tiny import (
 from wtacrs import SamplingConfig, restore_linears_, sample_linears_
 from wtacrs.attention.interface import RecomputedAttention, set_attention
 from wtacrs.attention.sampled import SampledAttention
-from wtacrs.measure.step import SavedBytes
 
 B, H, T, S, D = 2, 2, 6, 5, 4
 

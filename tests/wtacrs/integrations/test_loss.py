@@ -17,10 +17,10 @@ from transformers import (
     ModernBertForMaskedLM,
 )
 
+from tests.saved import SavedBytes
 from tests.wtacrs.tiny import build, step, tiny_bert, tiny_t5
 from wtacrs import MemoryConfig, apply_
 from wtacrs.integrations.loss import OWN_LOSS, LanguageModelLoss, restore_loss_, save_less_of_loss_
-from wtacrs.measure.step import SavedBytes
 
 WORDS = 301
 SIZES = {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 24}

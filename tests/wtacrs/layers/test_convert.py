@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.saved import SavedBytes
 from tests.wtacrs.tiny import (
     MODELS,
     assert_same_step,
@@ -19,7 +20,6 @@ from tests.wtacrs.tiny import (
     tiny_t5,
 )
 from wtacrs.layers import restore_layers_, rounding_of, save_less_
-from wtacrs.measure.step import SavedBytes
 
 models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 gelus = pytest.mark.parametrize("gelu", ["exact", "rounded"])

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.saved import SavedBytes
 from tests.wtacrs.tiny import EXACT, sampled, tiny_bert, tiny_llama, tiny_t5
 from wtacrs import SamplingConfig, sample_linears_
 from wtacrs.layers import feed_forward, save_less_
 from wtacrs.layers.chunks import chunk_feed_forward_
-from wtacrs.measure.step import SavedBytes, StorageTracker
+from wtacrs.measure.step import StorageTracker
 
 
 @pytest.fixture

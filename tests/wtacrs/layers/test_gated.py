@@ -8,11 +8,11 @@ from torch import nn
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
+from tests.saved import SavedBytes
 from tests.wtacrs import zoo
 from tests.wtacrs.tiny import assert_same_step, step, tiny_llama, tiny_t5
 from wtacrs import apply_
 from wtacrs.layers.gated import GatedForward, gate_, restore_gates_
-from wtacrs.measure.step import SavedBytes
 
 
 def in_a_block(module):

@@ -7,9 +7,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.activations import GELUActivation
 
+from tests.saved import SavedBytes
 from wtacrs.layers import gelu, rounding_of, save_less_
 from wtacrs.layers.gelu import HIGH, LEVEL, LOW, RoundedGELU
-from wtacrs.measure.step import SavedBytes
 
 X = torch.linspace(-6, 6, 241)
 DRAWS = 5000

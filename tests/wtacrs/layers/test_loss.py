@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
+from tests.saved import SavedBytes
 from wtacrs.layers import loss
 from wtacrs.layers.loss import CrossEntropyFunction
-from wtacrs.measure.step import SavedBytes
 
 N, WIDTH, WORDS = 300, 8, 517
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from transformers.models.t5.modeling_t5 import T5DenseActDense
 
+from tests.saved import SavedBytes
 from tests.wtacrs.tiny import tiny_t5
 from wtacrs.layers import bits, save_less_
 from wtacrs.layers.masks import (
@@ -15,7 +16,6 @@ from wtacrs.layers.masks import (
     LosslessReLUDropout,
     ReLUFunction,
 )
-from wtacrs.measure.step import SavedBytes
 
 SPECIAL = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45, 3e38]
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

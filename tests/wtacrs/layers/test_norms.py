@@ -8,8 +8,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
+from tests.saved import SavedBytes
 from wtacrs.layers import save_less_
-from wtacrs.measure.step import SavedBytes
 
 I = 12  # noqa: E741
 KINDS = {

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
+from tests.saved import SavedBytes
 from wtacrs import SamplingConfig, restore_linears_, sample_linears_
 from wtacrs.layers import save_less_
 from wtacrs.layers.norms import LosslessLayerNorm
-from wtacrs.measure.step import SavedBytes
 
 I = 12  # noqa: E741
 

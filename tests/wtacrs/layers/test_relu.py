@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.saved import SavedBytes
 from tests.wtacrs.tiny import tiny_t5
 from wtacrs import SamplingConfig, restore_linears_, sample_linears_
 from wtacrs.layers import feed_forward, restore_layers_, save_less_
 from wtacrs.layers.chunks import chunk_feed_forward_, restore_feed_forward_
 from wtacrs.layers.relu import ReLUFeedForward, ReLUFeedForwardFunction, fits
-from wtacrs.measure.step import SavedBytes
 
 parts = pytest.mark.parametrize("size", [1 << 23, 1000], ids=["one part", "few parts"])
 

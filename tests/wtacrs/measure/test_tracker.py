@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from wtacrs.measure.tracker import SavedBytes, StorageTracker, tensor_bytes
+from tests.saved import SavedBytes
+from wtacrs.measure.tracker import StorageTracker, tensor_bytes
 
 
 def test_bytes_alive_and_peak():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.saved import SavedBytes
 from wtacrs import ESTIMATORS, SamplingConfig, sample_linears_
-from wtacrs.measure.step import SavedBytes
 from wtacrs.sampling.centre import CENTRES
 
 kinds = pytest.mark.parametrize("kind", ["classes", "lowrank"])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from wtacrs.measure.step import SavedBytes, StorageTracker
+from tests.saved import SavedBytes
+from wtacrs.measure.step import StorageTracker
 from wtacrs.sampling.variance import expected_squared_error, outer_gram
 
 PRECISIONS = [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)]

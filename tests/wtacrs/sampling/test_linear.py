@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 
-from wtacrs.measure.step import SavedBytes, StorageTracker
+from tests.saved import SavedBytes
+from wtacrs.measure.step import StorageTracker
 from wtacrs.sampling.draws import Kept
 from wtacrs.sampling.early import SampledLinearFunction, SampledRows
 
