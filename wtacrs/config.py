@@ -80,9 +80,9 @@ class SamplingConfig:
                 f"grad_norms={self.grad_norms!r} is unknown; "
                 f"choose one of {', '.join(GRAD_NORM_SOURCES)}"
             )
-        for name, kinds in (("floor", (int, float)), ("seed", (int,))):
+        for name, kinds in _NUMBERS.items():
             if type(value := getattr(self, name)) not in kinds:
-                raise ValueError(f"{name}={value!r} must be {_NUMBERS[kinds]}")
+                raise ValueError(f"{name}={value!r} must be {_KINDS[kinds]}")
         if not 0.0 <= self.floor < 1.0:
             raise ValueError(
                 f"floor={self.floor} is outside [0, 1); 0.01 is the default, 0 switches it off"
@@ -117,7 +117,8 @@ class SamplingConfig:
             )
 
 
-_NUMBERS = {(int, float): "a number", (int,): "an integer"}
+_NUMBERS = {"floor": (int, float), "norm_table_limit_gib": (int, float), "seed": (int,)}
+_KINDS = {(int, float): "a number", (int,): "an integer"}
 LAYERS = ("norm", "dropout", "relu", "gate")
 LOSSLESS = (*LAYERS, "loss")
 GELU = ("exact", "rounded")

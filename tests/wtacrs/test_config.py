@@ -48,6 +48,7 @@ def test_patterns(name, pattern):
         ({"floor": -0.1}, ["floor=-0.1", "[0, 1)", "0.01"]),
         ({"floor": 1.0}, ["floor=1.0", "[0, 1)", "0.01"]),
         ({"floor": float("nan")}, ["floor=nan", "[0, 1)", "0.01"]),
+        ({"norm_table_limit_gib": "4"}, ["norm_table_limit_gib='4'", "a number"]),
         ({"include": "a.*"}, ["include='a.*'", "a string", "['a.*']"]),
         ({"exclude": "a.*"}, ["exclude='a.*'", "a string", "['a.*']"]),
     ],
