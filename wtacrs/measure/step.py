@@ -152,14 +152,17 @@ def measure_step(
     if parameter.device.type != "cuda" or isinstance(parameter, FakeTensor):
         return followed
     before()
-    allocator = PeakMemory(parameter.device)
-    counted = _run_step(model, optimizer, run, allocator)
+    counted = _run_step(model, optimizer, run, allocator := PeakMemory(parameter.device))
+    return _as_allocated(followed, allocator, counted.saved_bytes)
+
+
+def _as_allocated(followed: StepMemory, allocator: PeakMemory, saved_bytes: int) -> StepMemory:
     return replace(
         followed,
         method=allocator.method,
         peak_bytes=allocator.peak_bytes,
         reserved_bytes=allocator.reserved_bytes,
-        saved_bytes=counted.saved_bytes,
+        saved_bytes=saved_bytes,
         at_peak={**followed.at_peak, "unseen": allocator.peak_bytes - followed.peak_bytes},
     )
 
