@@ -35,7 +35,7 @@ class RoundedGELUFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, generator: torch.Generator) -> Tensor:
         levels = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
         # NaN where an element is no finite number, which no level can say.
-        low = torch.full((), LOW, device=x.device)
+        low = torch.full((), LOW, dtype=torch.float32, device=x.device)
         flat = x.reshape(-1)
         for part, level in zip(flat.split(CHUNK), levels.view(-1).split(CHUNK), strict=True):
             part = part.float()

@@ -111,6 +111,16 @@ def test_what_is_no_number_shows(value):
     assert estimate(make(), x).isnan().all()
 
 
+def test_the_default_dtype_makes_no_difference():
+    x = torch.randn(300)
+    expected = estimate(make(), x)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(estimate(make(), x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_the_global_generator_is_nobodys():
     """It is not moved, and what it is does not matter; the seed of the rounding does."""
     x, estimates = torch.randn(500), []
