@@ -39,12 +39,28 @@ class UnderWay(UserError):
 class Claim:
     """What a process has claimed."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, who: dict[str, Any]) -> None:
+        self.path, self.who = path, who
+
+    def is_ours(self) -> bool:
+        """False where another machine took it over, after a sleep longer than STALE_SECONDS."""
+        return (read_claim(self.path) or self.who).items() >= self.who.items()
+
+    def touch(self) -> None:
+        """Say that the run goes on."""
+        if self.is_ours():
+            os.utime(self.path)
 
     def release_reserve(self) -> None:
         """Give the disk what the record takes now."""
-        os.truncate(self.path, self.path.stat().st_size - RESERVE)
+        if self.is_ours():
+            os.truncate(self.path, self.path.stat().st_size - RESERVE)
+
+    def release(self) -> None:
+        """End it."""
+        with suppress(OSError), _alone(self.path.parent):  # the folder may be gone
+            if self.is_ours():
+                self.path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -66,18 +82,15 @@ def claimed(record: Path, config: dict[str, Any]) -> Iterator[Claim]:
         # What a process left that was killed while it wrote record, claim or model.
         for left in path.parent.glob(f".{glob.escape(record.stem)}.*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        who = _write(path, config)
+        claim = Claim(path, _write(path, config))
     ended = threading.Event()
-    beat = threading.Thread(target=_touch, args=(path, ended), daemon=True)
+    beat = threading.Thread(target=_keep_touched, args=(claim, ended), daemon=True)
     beat.start()
     try:
-        yield Claim(path)
+        yield claim
     finally:
         ended.set()
-        with _alone(path.parent):
-            # After a sleep longer than STALE_SECONDS it is another machine's.
-            if (read_claim(path) or who).items() >= who.items():
-                path.unlink(missing_ok=True)
+        claim.release()
 
 
 def _write(path: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -106,10 +119,10 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _touch(path: Path, ended: threading.Event) -> None:
+def _keep_touched(claim: Claim, ended: threading.Event) -> None:
     while not ended.wait(TOUCH_SECONDS):
         with suppress(OSError):
-            os.utime(path)
+            claim.touch()
 
 
 def read_claim(path: Path) -> dict[str, Any] | None:

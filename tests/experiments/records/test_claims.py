@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -108,10 +109,24 @@ def test_the_claim_of_another_machine_lives_as_long_as_it_is_touched(record, mon
 def test_what_another_machine_has_taken_over_stays_its_own(record):
     """This one slept longer than a claim lives without a touch."""
     path = record.with_suffix(".running")
-    with claimed(record, {}):
+    with claimed(record, {}) as claim:
         other = read_claim(path) | {"host": "elsewhere"}
         path.write_text(json.dumps(other))
+        os.utime(path, (1, 1))
+        claim.touch()
+        claim.release_reserve()
     assert read_claim(path) == other
+    assert path.stat().st_mtime == 1
+
+
+def test_a_folder_that_is_gone_does_not_hide_how_the_run_ended(record):
+    def run():
+        with claimed(record, {}):
+            shutil.rmtree(record.parent)
+            raise ValueError("cut off")
+
+    with pytest.raises(ValueError, match="cut off"):
+        run()
 
 
 def test_of_many_that_claim_at_once_one_does(record):
