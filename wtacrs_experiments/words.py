@@ -2,6 +2,7 @@
 
 MIB, GIB = 2**20, 2**30
 MISSING = "–"
+CAUSE = "cause of more than 5 %"  # a column of words
 LOWER_IS_BETTER = ("perplexity",)  # of the metrics
 #: Of what the peak is made, as ``wtacrs.measure.step`` names it, and how it is shown.
 AT_PEAK = {

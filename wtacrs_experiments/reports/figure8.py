@@ -1,7 +1,7 @@
 """Figure 8 of the paper and ours beside it: python -m wtacrs_experiments.reports.figure8 FOLDER.
 
-Batch sizes and samples a second, each over full's at its last point: machines and models differ,
-these ratios compare. Ours: figure8-<model>.json in the folder. The paper's:
+Batch sizes over full's largest, samples a second over full's at its last point: machines and models
+differ, these ratios compare. Ours: figure8-<model>.json in the folder. The paper's:
 reports/paper_data/figure8_throughput.csv, read off the plot of arXiv 2305.15265, with the largest
 batches that its text and marks give; full's last points there come before these.
 """
@@ -104,7 +104,8 @@ def read_measured(path: Path) -> dict[str, Any]:
 
 
 def relative(points: pd.DataFrame) -> pd.DataFrame:
-    """With batch_ratio, samples_ratio and largest_ratio: over full's at its last point."""
+    """With batch_ratio and largest_ratio, over full's largest batch, and samples_ratio, over full's
+    at its last point."""
     full = points[points["method"] == "full"].sort_values("batch_size").groupby("model").last()
     of = full.loc[points["model"]]
     return points.assign(

@@ -21,7 +21,7 @@ from wtacrs_experiments.reports.commits import commit_note
 from wtacrs_experiments.reports.latex import latex
 from wtacrs_experiments.reports.paper import TABLE2
 from wtacrs_experiments.reports.tables import markdown, splice
-from wtacrs_experiments.words import GIB, MISSING
+from wtacrs_experiments.words import CAUSE, GIB, MISSING
 
 Record = dict[str, Any]
 
@@ -31,7 +31,6 @@ Batch 100, sequence 128, targets of 2 tokens, float32, AdamW, dropout 0.1; plann
 kernels. Operations are those of matrix products. Column "paper": Table 2 of arXiv 2305.15265; a
 row that only the paper has is missing here.
 """
-CAUSE = "cause of more than 5 %"
 TOLERANCE = 0.05  # a compression that differs by more has its cause named
 
 

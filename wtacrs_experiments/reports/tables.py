@@ -24,7 +24,7 @@ from wtacrs_experiments.reports.commits import commit_note
 from wtacrs_experiments.reports.latex import latex
 from wtacrs_experiments.reports.paper import paper_scores
 from wtacrs_experiments.reports.runs import NOT_DONE, PROTOCOLS, aggregate, load_runs
-from wtacrs_experiments.words import MIB, MISSING, scale
+from wtacrs_experiments.words import CAUSE, MIB, MISSING, scale
 
 SCORES = {"paper": "score at best epoch", "held_out": "score, held out"}
 READING = (
@@ -34,7 +34,7 @@ READING = (
 )
 _WORDS = (
     *("method", "task", "model", "tuning", "estimator", "memory", "settings", "metric"),
-    *("against full", "cause of more than 5 %"),
+    *("against full", CAUSE),
 )
 
 
