@@ -108,14 +108,14 @@ def _checked(root: type, one: Override, sweeps: bool, folders: Sequence[Path]) -
     hint, below = _check_key(root, key, text)
     if get_origin(hint) is dict and isinstance(one.value(), list):  # which Hydra cannot merge
         raise wrong(key, one.value(), "must be a mapping, {key: value}")
-    if get_origin(hint) is dict and isinstance(one.value(), dict):  # it may bring new keys
-        return "++" + text.lstrip("+")
     if below:  # a key of a mapping is there or not; either way the value counts
         return text if one.is_delete() else "++" + text.lstrip("+")
     if one.is_delete():
         raise UserError(f"{text}: every key is needed; give it another value instead")
     if one.is_add():
         raise UserError(f"{text}: {key} is there already; leave the + out")
+    if get_origin(hint) is dict and isinstance(one.value(), dict):  # it may bring new keys
+        return "++" + text.lstrip("+")
     return text
 
 

@@ -28,7 +28,9 @@ def settled(config: ModelConfig, predicts_words: bool | None = None) -> ModelCon
     folder = model_folder(config.path)
     if group.is_file():
         usual: Any = OmegaConf.to_container(OmegaConf.load(group), resolve=True)
-        own = config.path != usual["path"]
+        own = folder.resolve() != model_folder(usual["path"]).resolve()
+        if not own:
+            config = replace(config, path=usual["path"])
     if own:
         name = re.sub(r"[^\w.]+", "_", folder.resolve().name) or config.name
         source = "folder" if folder.is_dir() else config.source

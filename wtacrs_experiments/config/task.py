@@ -215,6 +215,8 @@ class TaskConfig:
             check_inside(f"task.files.{split}", file)
         if not {"train", "validation"} <= files.keys():
             raise wrong("task.files", files, "must name those of train and validation")
+        if len({of_scores(split) for split in files}) < len(files):
+            raise wrong("task.files", files, "names two splits whose scores would be called alike")
         if isinstance(self.columns, dict) and (lacking := files.keys() - self.columns.keys()):
             raise wrong("task.columns", self.columns, f"lacks {', '.join(sorted(lacking))}")
         check_sentences("task.text", self.text or ())
@@ -229,3 +231,9 @@ class TaskConfig:
                     raise wrong(f"task.{key}", column, rule)
             if label % width in (self.text or ()):
                 raise wrong("task.text", self.text, "holds the label's column, task.label")
+
+
+def of_scores(split: str) -> str:
+    """What the names of a split's scores begin with in a record: of validation itself nothing."""
+    rest = split.removeprefix("validation").strip("_")
+    return f"{rest}_" if rest else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from wtacrs_experiments.config import PlanConfig, compose
 from wtacrs_experiments.config.arguments import check_arguments, grid
-from wtacrs_experiments.run.own_model import settled
+from wtacrs_experiments.config.own_model import settled
 
 
 def settings(overrides: Sequence[str], folders: Sequence[Path] = ()) -> dict[str, PlanConfig]:

@@ -1,4 +1,5 @@
-"""What a run reads beside its config: other data, or other code of a plugin, is another run.
+"""What a run reads beside its config: other data, other files of a local model and other code of a
+plugin are another run.
 
 The sums go into the config, and so into the name of the record. Rows of one's own and those of the
 hub have theirs from ``wtacrs_experiments.run.own_task``.
@@ -17,23 +18,25 @@ from pathlib import Path
 
 from wtacrs_experiments.config import ModelConfig, RunConfig, TaskConfig
 from wtacrs_experiments.config.known import ESTIMATORS
+from wtacrs_experiments.config.own_model import settled
 from wtacrs_experiments.config.places import RUN_FILE, model_folder
 
 DIGITS = 16
-OF_MODELS = (".json", ".safetensors", ".bin", ".model", ".txt")  # sizes, weights, tokenizers
+# Sizes, weights, tokenizers, templates of chats.
+OF_MODELS = (".json", ".safetensors", ".bin", ".model", ".txt", ".bpe", ".jinja")
 _sums: dict[tuple[str, ...], str] = {}  # of plugins, as this process found them
 SETTLED_NS = 2 * 10**9  # a file that changed later may change again without a new time
 
 
 def identified(config: RunConfig) -> RunConfig:
-    """``config`` with the sums of the files in ``task.data_dir`` and of a local model, and of the
-    plugins that it uses.
+    """``config`` with what a model of one's own says itself, and the sums of its files if it is a
+    local one, of those in ``task.data_dir``, and of the plugins that it uses.
 
     What is not there has no sum: the run itself says that it is missing.
     """
-    model, task, estimator, measure = config.model, config.task, config.estimator, config.measure
-    if (found := model_sum(model)) is not None:
-        model = replace(model, files_sha256=found)
+    task, estimator, measure = config.task, config.estimator, config.measure
+    model = settled(config.model, task.source == "sft")
+    model = replace(model, files_sha256=model_sum(model))
     if (found := data_sum(task)) is not None:
         task = replace(task, data_sha256=found)
     probed = [method.partition("/")[0] for method in measure.methods or ()]
@@ -58,17 +61,17 @@ def data_sum(task: TaskConfig) -> str | None:
 
 
 def model_sum(model: ModelConfig) -> str | None:
-    """The sum of the files of a model in a local folder, wherever it lies; None of any other."""
+    """The sum of the files of a model in a local folder, wherever it lies; None of any other.
+
+    Raises:
+        OSError: one cannot be read.
+    """
     folder = model_folder(model.path)
     if model.source not in ("folder", "hub") or not folder.is_dir():
         return None
-    files = sorted(
-        file for file in folder.iterdir() if file.suffix in OF_MODELS and file.name != RUN_FILE
-    )
-    try:
-        return _joined(part for file in files for part in (file.name, file_sum(file)))
-    except OSError:
-        return None
+    named = (file for file in folder.iterdir() if file.suffix in OF_MODELS)
+    files = sorted(file for file in named if file.is_file() and file.name != RUN_FILE)
+    return _joined(part for file in files for part in (file.name, file_sum(file)))
 
 
 def code_sum(modules: tuple[str, ...]) -> str | None:

@@ -87,6 +87,9 @@ def config_hash(
         kept.pop(key, None)
     training = config.get("training", {})
     _as_before(kept, "mode" in config, bool(training) and "checkpoint_minutes" not in training)
+    if "files_sha256" in (model := kept.get("model", {})):  # they count, not where they lie
+        for key in ("path", "architecture"):
+            model.pop(key, None)
     if only is not None:
         kept = {key: kept[key] for key in only if key in kept}
     text = json.dumps(kept, sort_keys=True)
@@ -112,8 +115,6 @@ def _as_before(kept: dict[str, Any], by_mode: bool, before_loss: bool) -> None:
     model = kept.get("model", {})
     if model.get("files_sha256") == FIRST_MODEL:
         del model["files_sha256"]
-    elif "files_sha256" in model:
-        del model["path"]  # the files count, not where they lie
     training = kept.get("training", {})
     if by_mode and "precision" in training:
         # Records without a mode come from when a run's bf16 was autocast; theirs is that hash.

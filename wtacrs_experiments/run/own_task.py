@@ -18,7 +18,6 @@ from wtacrs_experiments.run.files import read_splits
 from wtacrs_experiments.run.glue import TaskError
 from wtacrs_experiments.run.hub import read_hub
 from wtacrs_experiments.run.labels import labels_in
-from wtacrs_experiments.run.own_model import settled
 from wtacrs_experiments.run.ranks import world_size
 
 LONGEST = 40  # characters: the name of a record, of which this is a part, has its limits
@@ -33,8 +32,7 @@ def settle(config: RunConfig, asks_hub: bool = True) -> RunConfig:
     Raises:
         UserError: they cannot be read.
     """
-    model = settled(config.model, config.task.source == "sft")
-    config = identified(replace(config, model=model))
+    config = identified(config)
     task = settled_task(config.task)
     if asks_hub and task.on_hub:
         with suppress(TaskError):  # the run itself says what is missing, and keeps a record of it

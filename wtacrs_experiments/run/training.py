@@ -27,6 +27,7 @@ from transformers import (
 
 from wtacrs_experiments.config import RunConfig, TaskConfig, as_record, sweep
 from wtacrs_experiments.config.known import BITSANDBYTES
+from wtacrs_experiments.config.task import of_scores
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.records.record import record_path
 from wtacrs_experiments.run import protocol, sft
@@ -212,8 +213,7 @@ def describe_metrics(config: RunConfig, trainer: Trainer, facts: BatchFacts) -> 
             name = key.removeprefix(f"eval_{split}_")
             if split is not None and not name.endswith(("runtime", "_per_second")):
                 at = {"epoch": entry["epoch"], "step": entry["step"]}
-                of = [split.removeprefix("validation").strip("_"), name]  # of validation the name
-                epochs.setdefault(entry["step"], at)["_".join(filter(None, of))] = value
+                epochs.setdefault(entry["step"], at)[of_scores(split) + name] = value
     if not epochs:
         raise UserError("training ended before any evaluation; raise training.max_steps")
     per_epoch, main = list(epochs.values()), config.task.metrics[0]

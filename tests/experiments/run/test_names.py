@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from wtacrs_experiments.config import RunConfig, compose
+from wtacrs_experiments.config.own_model import settled
 from wtacrs_experiments.run import runner
-from wtacrs_experiments.run.own_model import settled
 from wtacrs_experiments.run.runner import run
 
 

@@ -13,13 +13,13 @@ from transformers import (
 
 from tests.experiments.run.decoders import save_llama, write_jsonl
 from wtacrs_experiments.config import PlanConfig, RunConfig, compose
+from wtacrs_experiments.config.own_model import settled
 from wtacrs_experiments.errors import UserError
 from wtacrs_experiments.plan.grid import settings
 from wtacrs_experiments.run import metrics, protocol, sft
 from wtacrs_experiments.run.documentation import documentation
 from wtacrs_experiments.run.files import read_rows, read_splits
 from wtacrs_experiments.run.models import load_model
-from wtacrs_experiments.run.own_model import settled
 from wtacrs_experiments.run.own_task import settled_task
 from wtacrs_experiments.run.runner import run
 
