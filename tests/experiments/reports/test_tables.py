@@ -133,7 +133,7 @@ def test_files(two_seeds, folder, tmp_path):
     output = tmp_path / "tables" / "runs"
     text = write_tables(folder, output)
     markdown = output.with_suffix(".md").read_text(encoding="utf-8").splitlines()
-    assert len(markdown) == 6  # with the line about speeds, and none about commits
+    assert len(markdown) == 8  # with the lines about full and speeds, and none about commits
     assert markdown[0].split("|")[1].strip() == "task"
     cells = [cell.strip() for cell in markdown[3].split("|")[1:-1]]
     assert cells == text.iloc[1].tolist()
