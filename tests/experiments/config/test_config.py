@@ -226,8 +226,8 @@ def test_grid():
 
 
 def test_key_of_a_mapping_needs_no_plus():
-    added = ["model.config.hidden_size=8", "+model.config.hidden_size=8"]
-    assert check_arguments(RunConfig, added, sweeps=False) == ["++model.config.hidden_size=8"] * 2
+    size = "model.config.hidden_size=8"
+    assert check_arguments(RunConfig, [size, f"+{size}"], sweeps=False) == [f"++{size}"] * 2
     for new in ("tuning.targets.gpt2=[c_attn]", "tuning.targets={gpt2: [c_attn]}"):
         given = compose(RunConfig, ["model=minilm", "tuning=lora", new])
         assert given.tuning.targets["gpt2"] == ("c_attn",)
@@ -245,7 +245,6 @@ def test_modes():
 def test_a_folder_of_ones_own_has_choices(tmp_path):
     (folder := tmp_path / "task").mkdir()
     (folder / "mine.yaml").touch()
-    given = ["--config-dir", str(tmp_path), "task=mine"]
-    assert command(given) == ("train", given)
+    assert command(given := ["--config-dir", str(tmp_path), "task=mine"]) == ("train", given)
     with pytest.raises(UserError, match="there is no 'task/mine'"):
         command(given[2:])
