@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -24,13 +24,10 @@ def settled(config: ModelConfig, predicts_words: bool | None = None) -> ModelCon
         predicts_words: whether its head is a language model's; None: as the group or its
             config.json says.
     """
-    group, own = CONF / "model" / f"{config.name}.yaml", False
-    folder = model_folder(config.path)
-    if group.is_file():
-        usual: Any = OmegaConf.to_container(OmegaConf.load(group), resolve=True)
-        own = folder.resolve() != model_folder(usual["path"]).resolve()
-        if not own:
-            config = replace(config, path=usual["path"])
+    folder, usual = model_folder(config.path), _usual_path(config.name)
+    own = usual is not None and folder.resolve() != model_folder(usual).resolve()
+    if usual is not None and not own:
+        config = replace(config, path=usual)
     if own:
         name = re.sub(r"[^\w.]+", "_", folder.resolve().name) or config.name
         source = "folder" if folder.is_dir() else config.source
@@ -40,6 +37,13 @@ def settled(config: ModelConfig, predicts_words: bool | None = None) -> ModelCon
     if predicts_words is None:
         return config
     return replace(config, head="language_model" if predicts_words else None)
+
+
+@cache  # a grid asks for each of its cells
+def _usual_path(name: str) -> str | None:
+    """The path of the group of this name; None if there is none."""
+    group = CONF / "model" / f"{name}.yaml"
+    return str(OmegaConf.load(group).path) if group.is_file() else None
 
 
 def _architectures(folder: Path) -> list[str]:
